@@ -1,0 +1,59 @@
+# Holdfast. Two commands do all the set-up: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+TOOLS := $(CURDIR)/.tools
+BIN := $(TOOLS)/bin
+export PATH := $(BIN):$(PATH)
+export HOLDFAST_TOOLS := $(TOOLS)
+GO ?= go
+VERSITYGW := v1.8.0
+PKGS ?= ./...
+# Packages are tested two at a time: more of them would only wait for PostgreSQL.
+TESTFLAGS ?= -race -p 2 -timeout 20m
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+.PHONY: help build test lint fmt demo soak bench tools deps fuzz clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## Build bin/holdfast
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/holdfast
+
+deps: ## Install what tests and the demo need from the system: PostgreSQL, age, zstd
+	@bash bench/install.sh
+
+$(BIN)/versitygw:
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) $(GO) install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
+
+$(BIN)/golangci-lint $(BIN)/gofumpt: tools.mod
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) $(GO) install -modfile=tools.mod github.com/golangci/golangci-lint/v2/cmd/golangci-lint mvdan.cc/gofumpt
+
+tools: $(BIN)/versitygw ## Install the S3 server that the tests run against
+
+lint: $(BIN)/golangci-lint $(BIN)/gofumpt ## Check style and known faults
+	@out=$$($(BIN)/gofumpt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(BIN)/golangci-lint run --timeout 15m ./...
+
+fmt: $(BIN)/gofumpt ## Format
+	$(BIN)/gofumpt -w $$(git ls-files '*.go')
+
+test: deps tools build ## Run every test, with the race detector
+	$(GO) test $(TESTFLAGS) $(PKGS)
+
+demo: deps tools build ## Tell the whole story on a real PostgreSQL (KEEP=1 leaves it running)
+	@bash bench/demo.sh $(if $(KEEP),--keep)
+
+FUZZTIME ?= 30s
+fuzz: ## Fuzz each parser for FUZZTIME
+	@bash bench/fuzz.sh $(FUZZTIME)
+
+soak: deps tools build ## Run the full sizes, matrices and long fault runs; writes docs/results
+	@bash bench/soak.sh
+
+clean: ## Remove what was built
+	rm -rf bin dist
