@@ -1,0 +1,363 @@
+package catalog
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+)
+
+// ManifestFormat is the major version of the manifests written here; a reader
+// refuses a newer one.
+const ManifestFormat = 1
+
+// Bounds of one manifest, so that a reader of hostile bytes stays small.
+const (
+	maxManifestLine = 32 << 20 // bytes; a file of 1 MiB extents can then hold 500 GB
+	MaxPackFrames   = 4096     // frames in one pack
+	maxFrameRaw     = 1 << 20  // raw bytes in one frame
+)
+
+// The kinds of files in a manifest.
+const (
+	FileRelation = "relation" // pages of a relation's fork
+	FileOther    = "other"
+	FileControl  = "control" // global/pg_control: written last by a restore
+)
+
+// Manifest says which files a snapshot holds and where their bytes are. Its
+// plaintext is JSON lines: the header, the packs, the files by path, an end
+// line that counts them; it is stored as age(zstd(lines)).
+type Manifest struct {
+	Header ManifestHeader
+	Packs  []ManifestPack
+	Files  []ManifestFile
+}
+
+// ManifestHeader is what a restore must know before the first file.
+type ManifestHeader struct {
+	Format   int    `json:"format"`
+	Cluster  string `json:"cluster"`
+	Snapshot string `json:"snapshot"`
+	// Label and TablespaceMap are written byte for byte as backup_label and,
+	// unless empty, tablespace_map (C-3).
+	Label         []byte       `json:"label"`
+	TablespaceMap []byte       `json:"tablespace_map,omitempty"`
+	Tablespaces   []Tablespace `json:"tablespaces,omitempty"`
+	Dirs          []Dir        `json:"dirs"`
+	Facts         ServerFacts  `json:"facts"`
+	Inventory     Inventory    `json:"inventory"`
+}
+
+// Tablespace is an entry of pg_tblspc. The files below it have paths that begin
+// with pg_tblspc/<oid>/ in both cases.
+type Tablespace struct {
+	OID     uint32 `json:"oid"`
+	Path    string `json:"path,omitempty"` // where its link pointed; "" for one in place
+	InPlace bool   `json:"in_place,omitempty"`
+}
+
+// Dir is a directory below the data directory, empty ones included.
+type Dir struct {
+	Path string `json:"path"`
+	Mode uint32 `json:"mode"` // permission bits
+}
+
+// ServerFacts describe the server that the snapshot was taken from (C-9).
+type ServerFacts struct {
+	SystemID       string            `json:"system_id"`
+	ServerNum      int               `json:"server_version_num"`
+	Major          int               `json:"major"`
+	Timeline       uint32            `json:"timeline"`
+	ControlVersion int               `json:"control_version"`
+	CatalogVersion int               `json:"catalog_version"`
+	BlockSize      int               `json:"block_size"`
+	RelSegBlocks   int               `json:"relation_segment_blocks"` // blocks of one file of a relation
+	WALSegSize     int64             `json:"wal_segment_size"`
+	StartLSN       lsn.LSN           `json:"start_lsn"`
+	StopLSN        lsn.LSN           `json:"stop_lsn"`
+	CheckpointLSN  lsn.LSN           `json:"checkpoint_lsn"`
+	MinRecoveryEnd lsn.LSN           `json:"min_recovery_end,omitzero"`
+	StartedAt      time.Time         `json:"started_at"`  // the server's clock
+	FinishedAt     time.Time         `json:"finished_at"` // the server's clock
+	FromStandby    bool              `json:"from_standby"`
+	ChecksumsStart int               `json:"data_checksums_start"` // pg_control's data_checksum_version
+	ChecksumsStop  int               `json:"data_checksums_stop"`
+	WALLevel       string            `json:"wal_level"`
+	FullPageWrites bool              `json:"full_page_writes"`
+	Encoding       string            `json:"encoding,omitempty"`
+	Collation      string            `json:"collation,omitempty"`
+	DataDirectory  string            `json:"data_directory"`
+	HotStandby     map[string]string `json:"hot_standby_settings,omitempty"` // what a standby must not have less of
+	ConfigFiles    []string          `json:"config_files,omitempty"`         // as the server names them
+}
+
+// Inventory is what the server held when the snapshot began; drills compare a
+// restored copy with it.
+type Inventory struct {
+	Databases   []Database `json:"databases,omitempty"`
+	Roles       []string   `json:"roles,omitempty"`
+	Tablespaces []string   `json:"tablespaces,omitempty"`
+	// NotAssessed says which parts could not be read, and why.
+	NotAssessed []string `json:"not_assessed,omitempty"`
+}
+
+// Database is one database of an inventory.
+type Database struct {
+	OID        uint32      `json:"oid"`
+	Name       string      `json:"name"`
+	AllowConn  bool        `json:"allow_connections"`
+	Extensions []Extension `json:"extensions,omitempty"`
+	Relations  []Relation  `json:"relations,omitempty"`
+	// Truncated says that there were more relations than the inventory takes.
+	Truncated bool `json:"truncated,omitempty"`
+}
+
+// Extension is an installed extension.
+type Extension struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// Relation is a user's relation; Kind and Persistence are pg_class's letters.
+type Relation struct {
+	Schema      string `json:"schema"`
+	Name        string `json:"name"`
+	Kind        string `json:"relkind"`
+	Persistence string `json:"relpersistence"`
+}
+
+// ManifestPack is a pack and its frames, in order.
+type ManifestPack struct {
+	N      int     `json:"n"` // its place in Packs
+	Ref    Ref     `json:"ref"`
+	Frames []Frame `json:"frames"`
+}
+
+// Frame is one compressed piece of a pack's plaintext.
+type Frame struct {
+	Off    int64  `json:"off"` // in the compressed plaintext
+	Len    int64  `json:"len"` // of the compressed bytes
+	Raw    int    `json:"raw"` // decompressed size
+	SHA256 string `json:"sha256"`
+}
+
+// ManifestFile is one file of the snapshot. Extents in order give its Size bytes.
+type ManifestFile struct {
+	// Path is relative to the data directory, with slashes. With Outside it is
+	// the absolute path of a configuration file that lies elsewhere (C-15): a
+	// restore must never write it there unasked.
+	Path    string    `json:"path"`
+	Size    int64     `json:"size"`
+	Mode    uint32    `json:"mode"` // permission bits
+	MTime   time.Time `json:"mtime"`
+	Kind    string    `json:"kind"`
+	SHA256  string    `json:"sha256"` // of the whole file
+	Extents []Extent  `json:"extents,omitempty"`
+	Outside bool      `json:"outside,omitempty"`
+	// Bad lists blocks (counted from the file's start) whose checksum failed: the first ones.
+	Bad []int64 `json:"bad,omitempty"`
+}
+
+// Extent is a stretch of a file inside one frame.
+type Extent struct {
+	Pack  int `json:"p"` // ManifestPack.N
+	Frame int `json:"f"` // its place in Frames
+	Off   int `json:"o"` // in the frame's raw bytes
+	Len   int `json:"n"`
+}
+
+type manifestEnd struct {
+	Packs int `json:"packs"`
+	Files int `json:"files"`
+}
+
+type manifestLine struct {
+	Pack *ManifestPack `json:"pack,omitempty"`
+	File *ManifestFile `json:"file,omitempty"`
+	End  *manifestEnd  `json:"end,omitempty"`
+}
+
+// ManifestWriter writes a manifest line by line: all packs, then all files.
+type ManifestWriter struct {
+	w     *bufio.Writer
+	check manifestCheck
+}
+
+// NewManifestWriter writes the header.
+func NewManifestWriter(w io.Writer, h ManifestHeader) (*ManifestWriter, error) {
+	h.Format = ManifestFormat
+	m := &ManifestWriter{w: bufio.NewWriterSize(w, 64<<10)}
+	return m, m.line(h)
+}
+
+// Pack writes the next pack.
+func (m *ManifestWriter) Pack(p ManifestPack) error {
+	if err := m.check.pack(p); err != nil {
+		return err
+	}
+	return m.line(manifestLine{Pack: &p})
+}
+
+// File writes the next file.
+func (m *ManifestWriter) File(f ManifestFile) error {
+	if err := m.check.file(f); err != nil {
+		return err
+	}
+	return m.line(manifestLine{File: &f})
+}
+
+// Close writes the end line; it does not close what is beneath.
+func (m *ManifestWriter) Close() error {
+	if err := m.line(manifestLine{End: &m.check.seen}); err != nil {
+		return err
+	}
+	return m.w.Flush()
+}
+
+func (m *ManifestWriter) line(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write manifest: %w", err)
+	}
+	if len(b) >= maxManifestLine {
+		return fmt.Errorf("write manifest: a line of %d bytes is over the format's %d", len(b), maxManifestLine)
+	}
+	_, err = m.w.Write(append(b, '\n'))
+	return err
+}
+
+// ManifestReader reads what ManifestWriter wrote, and believes nothing: paths
+// stay inside, extents lie in frames that were told before and add up.
+type ManifestReader struct {
+	Header ManifestHeader
+	s      *bufio.Scanner
+	n      int
+	check  manifestCheck
+}
+
+// NewManifestReader reads the header of a decrypted, decompressed manifest.
+func NewManifestReader(r io.Reader) (*ManifestReader, error) {
+	m := &ManifestReader{s: bufio.NewScanner(r)}
+	m.s.Buffer(make([]byte, 64<<10), maxManifestLine)
+	line, err := m.next()
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(line, &m.Header); err != nil {
+		return nil, fmt.Errorf("manifest header: %w", err)
+	}
+	if m.Header.Format < 1 || m.Header.Format > ManifestFormat {
+		return nil, fmt.Errorf("manifest is of format %d, this program reads up to %d: use a newer holdfast", m.Header.Format, ManifestFormat)
+	}
+	return m, m.checkHeader()
+}
+
+func (m *ManifestReader) checkHeader() error {
+	for _, d := range m.Header.Dirs {
+		if err := checkRelPath(d.Path); err != nil {
+			return fmt.Errorf("manifest header: directory: %w", err)
+		}
+	}
+	for _, t := range m.Header.Tablespaces {
+		if t.InPlace == (t.Path != "") || t.Path != "" && !cleanAbs(t.Path) {
+			return fmt.Errorf("manifest header: tablespace %d: a path that is absolute and clean or in_place must be there, found %q", t.OID, t.Path)
+		}
+	}
+	return nil
+}
+
+func (m *ManifestReader) next() ([]byte, error) {
+	m.n++
+	if m.s.Scan() {
+		return m.s.Bytes(), nil
+	}
+	if err := m.s.Err(); err != nil {
+		return nil, fmt.Errorf("manifest line %d: %w", m.n, err)
+	}
+	return nil, fmt.Errorf("manifest line %d: %w: no end line", m.n, io.ErrUnexpectedEOF)
+}
+
+// Next returns the next pack or the next file, the other nil; io.EOF after the
+// end line.
+func (m *ManifestReader) Next() (*ManifestPack, *ManifestFile, error) {
+	raw, err := m.next()
+	if err != nil {
+		return nil, nil, err
+	}
+	var l manifestLine
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return nil, nil, fmt.Errorf("manifest line %d: %w", m.n, err)
+	}
+	switch {
+	case l.Pack != nil && l.File == nil && l.End == nil:
+		err = m.check.pack(*l.Pack)
+	case l.File != nil && l.Pack == nil && l.End == nil:
+		err = m.check.file(*l.File)
+	case l.End != nil && l.Pack == nil && l.File == nil:
+		if err = m.end(*l.End); err == nil {
+			return nil, nil, io.EOF
+		}
+	default:
+		err = errors.New("want exactly one of pack, file and end")
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("manifest line %d: %w", m.n, err)
+	}
+	return l.Pack, l.File, nil
+}
+
+func (m *ManifestReader) end(e manifestEnd) error {
+	if e != m.check.seen {
+		return fmt.Errorf("the end line counts %d packs and %d files, there were %d and %d", e.Packs, e.Files, m.check.seen.Packs, m.check.seen.Files)
+	}
+	if m.s.Scan() {
+		return errors.New("there is more after the end line")
+	}
+	return m.s.Err()
+}
+
+// EncodeManifest writes the whole of m.
+func EncodeManifest(w io.Writer, m Manifest) error {
+	out, err := NewManifestWriter(w, m.Header)
+	if err != nil {
+		return err
+	}
+	for _, p := range m.Packs {
+		if err := out.Pack(p); err != nil {
+			return err
+		}
+	}
+	for _, f := range m.Files {
+		if err := out.File(f); err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
+
+// DecodeManifest reads the whole of a manifest into memory.
+func DecodeManifest(r io.Reader) (Manifest, error) {
+	in, err := NewManifestReader(r)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m := Manifest{Header: in.Header}
+	for {
+		p, f, err := in.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return m, nil
+		case err != nil:
+			return Manifest{}, err
+		case p != nil:
+			m.Packs = append(m.Packs, *p)
+		default:
+			m.Files = append(m.Files, *f)
+		}
+	}
+}
