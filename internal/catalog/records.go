@@ -98,8 +98,8 @@ type Snapshot struct {
 	Suspect    bool      `json:"suspect"`
 	Reasons    []string  `json:"suspect_reasons,omitempty"`
 	Manifest   Ref       `json:"manifest"`
-	Objects    Ref       `json:"objects"` // objects.list
-	Recipients []string  `json:"recipients"` // SHA-256 (16 hex digits) of each data recipient's text
+	Objects    Ref       `json:"objects"`       // objects.list
+	Recipients []string  `json:"recipients"`    // SHA-256 (16 hex digits) of each data recipient's text
 	WAL        []Ref     `json:"wal,omitempty"` // what consistency needs, as far as it was archived when this was signed
 	LockUntil  time.Time `json:"lock_until,omitzero"`
 }

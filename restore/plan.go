@@ -1,0 +1,147 @@
+package restore
+
+import (
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+)
+
+// The kinds of target, as the command line's flags name them.
+const (
+	Latest    = "latest"
+	AtTime    = "time"
+	AtLSN     = "lsn"
+	AtXID     = "xid"
+	AtName    = "name"
+	Immediate = "immediate"
+)
+
+// Target is the moment asked for: one kind with its value, and what narrows it.
+type Target struct {
+	Kind     string    `json:"kind"`
+	Time     time.Time `json:"time,omitzero"`
+	LSN      lsn.LSN   `json:"lsn,omitzero"`
+	XID      uint32    `json:"xid,omitempty"`
+	Name     string    `json:"name,omitempty"`     // a named restore point
+	Snapshot string    `json:"snapshot,omitempty"` // this one, not the best
+	Timeline uint32    `json:"timeline,omitempty"` // 0: the newest lineage's own
+	Zone     string    `json:"zone,omitempty"`     // read from this zone alone
+}
+
+// Plan is an immutable value: everything that a restore will do, before it does
+// anything. Its Hash covers all other fields (approval.Hash of the plan without it).
+type Plan struct {
+	Hash     string    `json:"hash"`
+	Cluster  string    `json:"cluster"`
+	MadeAt   time.Time `json:"made_at"`
+	Target   Target    `json:"target"`
+	Snapshot string    `json:"snapshot"`
+	Why      []string  `json:"why"` // why this snapshot, this timeline, this end
+	Epoch    int       `json:"epoch"`
+	SystemID string    `json:"system_id"`
+	Major    int       `json:"major"`
+	Timeline uint32    `json:"timeline"` // where recovery ends
+	SegSize  int64     `json:"wal_segment_size"`
+	WAL      WALRange  `json:"wal"`
+	// Files are all files that recovery may ask for, in order; a name outside is
+	// absent without asking anyone, a name inside never is.
+	Files       []File      `json:"files"`
+	Stop        Stop        `json:"stop"`
+	ExpectedEnd End         `json:"expected_end"`
+	Bytes       int64       `json:"bytes"`       // to fetch
+	DiskNeeded  int64       `json:"disk_needed"` // data and WAL, at the most
+	Tombstones  []string    `json:"tombstones"`  // ids to replay
+	TombstoneOK bool        `json:"tombstones_complete"`
+	ETA         Range       `json:"eta_seconds"`
+	RTO         *Objective  `json:"rto,omitempty"`
+	Freshness   string      `json:"freshness"` // proven | not proven, and why
+	Zones       []ZoneRange `json:"zones"`
+	Commands    []string    `json:"commands"` // the same by hand
+}
+
+// WALRange is what recovery replays.
+type WALRange struct {
+	From lsn.LSN `json:"from_lsn"`
+	To   lsn.LSN `json:"to_lsn"`
+}
+
+// File is one file that restore_command may be asked for, made of one object or,
+// for a segment that was never archived full, of slices one after the other.
+type File struct {
+	Name  string  `json:"name"`
+	Parts []Part  `json:"parts"`
+	Size  int64   `json:"size"` // of the file; slices are followed by zeros up to it
+	From  lsn.LSN `json:"from_lsn,omitzero"`
+}
+
+// Part is one stored object of a file: bytes [Off, Off+Len) of it.
+type Part struct {
+	Object catalog.Ref `json:"object"`
+	Off    int64       `json:"off"`
+	Len    int64       `json:"len"`
+	Raw    string      `json:"raw_sha256"`
+}
+
+// Stop is what PostgreSQL is told: at most one of the recovery_target settings.
+type Stop struct {
+	Setting   string `json:"setting,omitempty"` // recovery_target_lsn | recovery_target | "" for the end of the log
+	Value     string `json:"value,omitempty"`
+	Inclusive bool   `json:"inclusive"`
+}
+
+// End is where recovery must arrive. LSN: the end of the last record that must
+// have been replayed. Time: that of the last commit before it, when known.
+type End struct {
+	LSN  lsn.LSN   `json:"lsn"`
+	Time time.Time `json:"time,omitzero"`
+}
+
+// Range is an estimate in seconds.
+type Range struct {
+	Low  float64 `json:"low"`
+	High float64 `json:"high"`
+}
+
+// Objective is a promise and whether it will hold.
+type Objective struct {
+	Seconds  float64 `json:"objective"`
+	WillHold bool    `json:"will_hold"`
+}
+
+// ZoneRange says how far one zone alone could restore.
+type ZoneRange struct {
+	Name     string  `json:"name"`
+	Snapshot bool    `json:"snapshot"` // holds the whole snapshot
+	WALTo    lsn.LSN `json:"wal_to_lsn,omitzero"`
+	Err      string  `json:"error,omitempty"`
+}
+
+// Result is what a restore came to.
+type Result struct {
+	RestoredTo string             `json:"restored_to"`
+	Plan       string             `json:"plan"`
+	Reached    End                `json:"reached"`
+	Expected   End                `json:"expected"`
+	Complete   bool               `json:"complete"`
+	Timeline   uint32             `json:"timeline"` // after promotion
+	Tombstones []AppliedTombstone `json:"tombstones"`
+	NoEgress   bool               `json:"no_egress"`
+	Bytes      int64              `json:"bytes"`
+	Seconds    Seconds            `json:"seconds"`
+}
+
+// AppliedTombstone says what replaying one tombstone removed.
+type AppliedTombstone struct {
+	ID     string          `json:"id"`
+	Found  bool            `json:"found"`
+	Counts []catalog.Count `json:"counts,omitempty"`
+}
+
+// Seconds are the phases of a restore.
+type Seconds struct {
+	Fetch  float64 `json:"fetch"`
+	Replay float64 `json:"replay"`
+	Verify float64 `json:"verify"`
+	Total  float64 `json:"total"`
+}
