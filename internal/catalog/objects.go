@@ -11,16 +11,13 @@ import (
 	"strings"
 )
 
-// objectsHeader is the first line of an objects.list.
-const objectsHeader = "holdfast objects v1"
-
 // Bounds of an objects.list: 32 MiB packs make 4 million of them 128 TiB.
 const (
 	maxObjects     = 4 << 20
 	maxObjectsLine = 1200
 )
 
-// EncodeObjects writes an objects.list: a header line, then for each object
+// EncodeObjects writes an objects.list: for each object a line
 // "<sha256> <size> <name>", sorted by name, each name once. It is plaintext, so
 // that anyone can check a zone without an identity.
 func EncodeObjects(refs []Ref) ([]byte, error) {
@@ -28,7 +25,6 @@ func EncodeObjects(refs []Ref) ([]byte, error) {
 	slices.SortFunc(refs, func(a, b Ref) int { return strings.Compare(a.Name, b.Name) })
 	refs = slices.Compact(refs)
 	var b bytes.Buffer
-	fmt.Fprintln(&b, objectsHeader)
 	for i, r := range refs {
 		if err := checkRef(r); err != nil {
 			return nil, fmt.Errorf("objects.list: %w", err)
@@ -45,9 +41,6 @@ func EncodeObjects(refs []Ref) ([]byte, error) {
 func DecodeObjects(r io.Reader) ([]Ref, error) {
 	s := bufio.NewScanner(r)
 	s.Buffer(make([]byte, 4<<10), maxObjectsLine)
-	if !s.Scan() || s.Text() != objectsHeader {
-		return nil, errors.Join(fmt.Errorf("objects.list: the first line is %.40q, want %q: damaged, or of a newer holdfast", s.Text(), objectsHeader), s.Err())
-	}
 	var refs []Ref
 	for s.Scan() {
 		ref, err := parseRef(s.Text())
@@ -58,12 +51,15 @@ func DecodeObjects(r io.Reader) ([]Ref, error) {
 			err = fmt.Errorf("more than %d objects", maxObjects)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("objects.list, line %d: %w", len(refs)+2, err)
+			return nil, fmt.Errorf("objects.list, line %d: %w", len(refs)+1, err)
 		}
 		refs = append(refs, ref)
 	}
 	if err := s.Err(); err != nil {
-		return nil, fmt.Errorf("objects.list, line %d: %w", len(refs)+2, err)
+		return nil, fmt.Errorf("objects.list, line %d: %w", len(refs)+1, err)
+	}
+	if len(refs) == 0 {
+		return nil, errors.New("objects.list is empty: every snapshot needs its manifest")
 	}
 	return refs, nil
 }
