@@ -1,0 +1,79 @@
+package configs
+
+// Cluster is one PostgreSQL cluster under protection.
+type Cluster struct {
+	Name          string     `yaml:"name" required:"yes" format:"name" doc:"The cluster's name."`
+	Connection    string     `yaml:"connection" doc:"libpq connection string without a password; left out: this node reaches no server (a drill node)."`
+	Password      *Secret    `yaml:"password" doc:"Password of connection, where peer or certificates do not serve."`
+	DataDirectory string     `yaml:"data_directory" doc:"PGDATA, when it is on this host; left out: taken over the replication protocol."`
+	Residency     Residency  `yaml:"residency" doc:"Which zones may hold the cluster."`
+	Snapshots     Snapshots  `yaml:"snapshots" doc:"When and how snapshots are taken."`
+	WAL           WAL        `yaml:"wal" doc:"How the write-ahead log arrives."`
+	Retention     Retention  `yaml:"retention" doc:"How long what is kept."`
+	Objectives    Objectives `yaml:"objectives" doc:"What recovery must achieve."`
+	Projects      *Projects  `yaml:"projects" doc:"Tenants inside the cluster."`
+}
+
+// Residency restricts placement.
+type Residency struct {
+	Allow  []string `yaml:"allow" doc:"Jurisdictions of zones that may hold the cluster; left out: all zones."`
+	Copies int      `yaml:"copies" min:"1" doc:"Zones that must hold each object in the end; left out: every allowed zone."`
+}
+
+// Snapshots says when and how snapshots are taken.
+type Snapshots struct {
+	Schedule  Cron     `yaml:"schedule" default:"15 */6 * * *" doc:"Cron, UTC; CRON_TZ=Europe/Rome before it for a time zone."`
+	Source    string   `yaml:"source" enum:"files|stream" doc:"files reads data_directory, stream uses the replication protocol; left out: files where data_directory is given."`
+	FullEvery Duration `yaml:"full_every" default:"0s" doc:"Copy everything afresh when the last full snapshot is older; 0: never."`
+	Level     string   `yaml:"level" default:"default" enum:"fastest|default|better" doc:"How hard zstd tries."`
+}
+
+// WAL says how the write-ahead log arrives.
+type WAL struct {
+	Mode   string   `yaml:"mode" default:"stream" enum:"stream|push" doc:"stream: a replication slot; push: archive_command calls wal push."`
+	MaxLag Duration `yaml:"max_lag" default:"5s" min:"100ms" doc:"A part-filled segment goes out at most so late."`
+	Slot   string   `yaml:"slot" doc:"Replication slot of mode stream; left out: holdfast_<cluster>, - written _."`
+}
+
+// Retention is a floor and a ceiling. Counts keep the newest snapshot of each
+// of the last n hours, days, ISO weeks, months and years (UTC).
+type Retention struct {
+	Window       Duration `yaml:"window" default:"7d" min:"1s" doc:"Every moment of this span can be restored."`
+	Hourly       int      `yaml:"hourly" default:"0" min:"0" doc:"Hours of which the last snapshot is kept."`
+	Daily        int      `yaml:"daily" default:"7" min:"0" doc:"Days of which the last snapshot is kept."`
+	Weekly       int      `yaml:"weekly" default:"0" min:"0" doc:"Weeks of which the last snapshot is kept."`
+	Monthly      int      `yaml:"monthly" default:"0" min:"0" doc:"Months of which the last snapshot is kept."`
+	Yearly       int      `yaml:"yearly" default:"0" min:"0" doc:"Years of which the last snapshot is kept."`
+	KeepAtLeast  Duration `yaml:"keep_at_least" min:"1s" doc:"No snapshot goes earlier; left out: the window."`
+	KeepAtMost   Duration `yaml:"keep_at_most" default:"400d" min:"1m" doc:"No byte stays longer, in any zone."`
+	RemovalGrace Duration `yaml:"removal_grace" default:"24h" doc:"Between the mark and the removal of its objects: longer than the longest restore."`
+	RenewAfter   Duration `yaml:"renew_after" min:"1s" doc:"Pages in packs older than this are copied afresh; left out: a quarter of keep_at_most, 30d at most."`
+}
+
+// Objectives are promised times; 0 is none.
+type Objectives struct {
+	RPO Duration `yaml:"rpo" default:"0s" doc:"At most so much time of commits may be lost; 0: no objective."`
+	RTO Duration `yaml:"rto" default:"0s" doc:"At most so long until a restored database answers; 0: no objective."`
+}
+
+// Projects says what a tenant is.
+type Projects struct {
+	Layout   string `yaml:"layout" required:"yes" enum:"rows|schema|database" doc:"A project is rows under one root row, a schema, or a database."`
+	Registry string `yaml:"registry" required:"yes" doc:"Query that lists projects: id and name, both text."`
+	Rows     *Rows  `yaml:"rows" doc:"Where the root rows of layout rows are."`
+	Purge    Purge  `yaml:"purge" doc:"How soon a deleted project is gone."`
+}
+
+// Rows names the root table of layout rows.
+type Rows struct {
+	Database string `yaml:"database" required:"yes" doc:"Database of the root table."`
+	Root     string `yaml:"root" required:"yes" doc:"Root table, with its schema; children are found through foreign keys."`
+	Key      string `yaml:"key" required:"yes" doc:"Key column of the root table: the project's id."`
+}
+
+// Purge bounds the end of a deleted project.
+type Purge struct {
+	Within Duration `yaml:"within" min:"1s" doc:"By then no zone holds a copy; left out: retention's keep_at_most, removal_grace and 7d together."`
+	Grace  Duration `yaml:"grace" default:"24h" doc:"Between the request and the first act that cannot be undone."`
+	Early  bool     `yaml:"early" default:"false" doc:"Allow a shorter within: older snapshots are removed by an approved plan."`
+}
