@@ -1,0 +1,214 @@
+package page_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+)
+
+// written makes a page as PostgreSQL leaves one: stamped at at, summed for block.
+func written(seed uint64, at lsn.LSN, block uint32) []byte {
+	p := make([]byte, page.Size)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	for i := 24; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], rng.Uint64())
+	}
+	binary.LittleEndian.PutUint32(p, uint32(at>>32))
+	binary.LittleEndian.PutUint32(p[4:], uint32(at))
+	binary.LittleEndian.PutUint16(p[12:], 40)
+	binary.LittleEndian.PutUint16(p[14:], 8000)
+	binary.LittleEndian.PutUint16(p[8:], page.Checksum(p, block))
+	return p
+}
+
+// C-19: every page of every relation of a real server, over all forks.
+func TestChecksumAgreesWithEveryPageOfARealServer(t *testing.T) {
+	c := pgtest.Start(t)
+	c.Exec("CREATE TABLE seen AS SELECT g AS id, repeat(md5(g::text), 8) AS body FROM generate_series(1, 20000) g")
+	c.Exec("CREATE INDEX ON seen (body)")
+	c.Exec("VACUUM seen")
+	c.Stop()
+	layout, err := datadir.Scan(c.DataDir, datadir.ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all page.Report
+	for _, f := range layout.Files {
+		if f.Kind != datadir.Relation {
+			continue
+		}
+		data, err := os.ReadFile(f.Source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := page.NewVerifier(lsn.LSN(1)<<63, f.Name.Segment, nil)
+		if err := v.Check(data); err != nil {
+			t.Fatal(err)
+		}
+		if r := v.Report(); r.Bad > 0 || r.Recent > 0 || r.Short > 0 {
+			t.Errorf("%s: %+v", f.Path, r)
+		}
+		all.Add(v.Report())
+	}
+	if all.Good < 3000 || all.Pages != all.Good+all.New {
+		t.Errorf("%+v, want some thousands of good pages and no others", all)
+	}
+}
+
+// C-19: a real page that a disk spoilt is found under its number in the relation.
+func TestARealPageWithOneBitFlippedIsBad(t *testing.T) {
+	c := pgtest.Start(t)
+	c.Exec("CREATE TABLE hurt AS SELECT g FROM generate_series(1, 5000) g")
+	path := filepath.Join(c.DataDir, pgtest.Value[string](c, "SELECT pg_relation_filepath('hurt')"))
+	c.Stop()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[3*page.Size+5000] ^= 4
+	v := page.NewVerifier(lsn.LSN(1)<<62, 0, nil)
+	if err := v.Check(data); err != nil {
+		t.Fatal(err)
+	}
+	if r := v.Report(); r.Bad != 1 || len(r.BadBlocks) != 1 || r.BadBlocks[0] != 3 || r.Clean() {
+		t.Errorf("%+v, want block 3 bad", r)
+	}
+}
+
+// C-19
+func TestBlocksAreCountedOverTheWholeRelation(t *testing.T) {
+	const block = 2*page.SegmentBlocks + 5
+	p := written(1, 100, block)
+	if page.Judge(p, 5, 1000) != page.Bad || page.Judge(p, block, 1000) != page.Good {
+		t.Error("a page of segment 2 must be summed with its number in the relation")
+	}
+	v := page.NewVerifier(1000, 2, nil)
+	for n := range uint32(5) {
+		v.Check(written(1, 100, 2*page.SegmentBlocks+n))
+	}
+	v.Check(p)
+	if r := v.Report(); r.Good != 6 {
+		t.Errorf("%+v, want 6 good", r)
+	}
+}
+
+// C-19
+func TestJudgements(t *testing.T) {
+	torn := written(2, 5000, 7)
+	torn[6000]++
+	old := written(2, 4999, 7)
+	old[6000]++
+	claimsNew := make([]byte, page.Size)
+	claimsNew[8000] = 1
+	for name, c := range map[string]struct {
+		data []byte
+		want page.Verdict
+	}{
+		"whole":                                {written(2, 4999, 7), page.Good},
+		"whole and recent":                     {written(2, 9000, 7), page.Good},
+		"torn at the start LSN":                {torn, page.Recent},
+		"torn before it":                       {old, page.Bad},
+		"zero":                                 {make([]byte, page.Size), page.New},
+		"says it is new and is not empty":      {claimsNew, page.Bad},
+		"another block's page written over it": {written(2, 4999, 8), page.Bad},
+	} {
+		if got := page.Judge(c.data, 7, 5000); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// C-19: mismatch, read again once: changed is accepted, unchanged is bad.
+func TestAMismatchIsReadAgainOnce(t *testing.T) {
+	whole := written(3, 100, 0)
+	torn := append([]byte(nil), whole...)
+	copy(torn[4096:], written(4, 90, 0)[4096:])
+	reads := 0
+	again := func(bytes []byte) page.Reread {
+		return func(p []byte, index int64) error { reads++; copy(p, bytes); return nil }
+	}
+	data := append([]byte(nil), torn...)
+	v := page.NewVerifier(1000, 0, again(whole))
+	if err := v.Check(data); err != nil || v.Report().Changed != 1 || !v.Report().Clean() || reads != 1 {
+		t.Errorf("changed: %+v, %v, %d reads", v.Report(), err, reads)
+	}
+	if page.Judge(data, 0, 1000) != page.Good {
+		t.Error("the newer bytes must take the place of the torn ones")
+	}
+	reads = 0
+	v = page.NewVerifier(1000, 0, again(torn))
+	if err := v.Check(torn); err != nil || v.Report().Bad != 1 || reads != 1 {
+		t.Errorf("unchanged: %+v, %v, %d reads", v.Report(), err, reads)
+	}
+	broken := errors.New("disk")
+	v = page.NewVerifier(1000, 0, func([]byte, int64) error { return broken })
+	if err := v.Check(torn); !errors.Is(err, broken) {
+		t.Errorf("a failed second read gave %v", err)
+	}
+}
+
+// C-19: a short last page ends the checks of the file and is reported. C-21
+func TestAPartialPageStopsTheChecksAndIsReported(t *testing.T) {
+	v := page.NewVerifier(1000, 0, nil)
+	v.Check(append(written(5, 1, 0), 1, 2, 3))
+	v.Check(written(5, 1, 1))
+	if r := v.Report(); r.Short != 1 || r.Pages != 1 || r.Clean() {
+		t.Errorf("%+v, want one page checked and one short file", r)
+	}
+}
+
+// C-21: every page is in exactly one count, and names are bounded.
+func TestReportsAddUpAndStayBounded(t *testing.T) {
+	var all page.Report
+	for range 3 {
+		v := page.NewVerifier(1000, 0, nil)
+		for n := range uint32(80) {
+			p := written(6, 1, n)
+			p[7000]++
+			v.Check(p)
+		}
+		v.Check(make([]byte, page.Size))
+		all.Add(v.Report())
+	}
+	if all.Bad != 240 || all.New != 3 || all.Pages != 243 || len(all.BadBlocks) != 100 {
+		t.Errorf("%d bad, %d new, %d pages, %d named", all.Bad, all.New, all.Pages, len(all.BadBlocks))
+	}
+}
+
+func FuzzVerifier(f *testing.F) {
+	f.Add(written(1, 1, 0), uint64(100), uint32(0))
+	f.Add(make([]byte, page.Size+1), uint64(0), uint32(3))
+	f.Add([]byte{1}, uint64(1)<<63, uint32(1)<<15)
+	f.Fuzz(func(t *testing.T, data []byte, start uint64, segment uint32) {
+		v := page.NewVerifier(lsn.LSN(start), segment, func(p []byte, i int64) error {
+			copy(p, data[i*page.Size:])
+			return nil
+		})
+		if err := v.Check(data); err != nil {
+			t.Fatal(err)
+		}
+		r := v.Report()
+		if r.Pages != r.Good+r.New+r.Recent+r.Changed+r.Bad || r.Pages != int64(len(data)/page.Size) {
+			t.Fatalf("%+v of %d bytes", r, len(data))
+		}
+		if (r.Short == 1) != (len(data)%page.Size != 0) {
+			t.Fatalf("%+v of %d bytes", r, len(data))
+		}
+	})
+}
+
+func BenchmarkChecksum(b *testing.B) {
+	p := written(1, 1, 1)
+	b.SetBytes(page.Size)
+	for b.Loop() {
+		page.Checksum(p, 1)
+	}
+}
