@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"filippo.io/age"
+	"github.com/klauspost/compress/zstd"
 )
 
 func TestBlobComesBackWholeAndStreams(t *testing.T) {
@@ -101,7 +102,7 @@ func FuzzOpenBlob(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(sealed, false)
-	f.Add(newEncoder(1).EncodeAll(rows(900, 1), nil), true)
+	f.Add(newEncoder(zstd.SpeedFastest).EncodeAll(rows(900, 1), nil), true)
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0xff, 0, 0, 0}, true)
 	f.Add([]byte("age-encryption.org/v1\n"), false)
 	f.Fuzz(func(t *testing.T, b []byte, encrypt bool) {
