@@ -104,6 +104,9 @@ func (d *decoder) document(node ast.Node, into any) {
 func (d *decoder) value(node ast.Node, v reflect.Value, tag reflect.StructTag, field string) {
 	d.places[field] = place(node)
 	d.found[field] = describe(node)
+	if _, isText := scalarText(node); isText && placesSecret(v.Type()) {
+		d.found[field] = "a value (not shown: it may be the secret itself)"
+	}
 	if v.Kind() == reflect.Pointer {
 		v.Set(reflect.New(v.Type().Elem()))
 		v = v.Elem()
@@ -289,7 +292,7 @@ func (d *decoder) bounds(v reflect.Value, tag reflect.StructTag, field string) {
 	if tag.Get("format") == "name" && !nameRE.MatchString(v.String()) {
 		d.at(field, found, nameMeant)
 	}
-	if v.Kind() == reflect.String && tag.Get("required") != "" && v.String() == "" {
+	if v.Kind() == reflect.String && tag.Get("required") != "" && v.String() == "" && !d.bad[field] {
 		d.at(field, found, "it given: "+lowerFirst(tag.Get("doc")))
 	}
 	if least := tag.Get("min"); least != "" {

@@ -55,7 +55,7 @@ func (fs Faults) sort() {
 
 // nearest finds the candidate that a misspelt word most likely means, or "".
 func nearest(word string, candidates []string) string {
-	best, distance := "", 1+len(word)/3
+	best, distance := "", min(1+len(word)/3, len(word)-1)
 	for _, c := range candidates {
 		if d := editDistance(strings.ToLower(word), c); d <= distance && (best == "" || d < distance) {
 			best, distance = c, d

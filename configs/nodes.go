@@ -83,6 +83,15 @@ func describe(node ast.Node) string {
 	return "the YAML " + strings.ToLower(node.Type().String())
 }
 
+// placesSecret says whether a field says where a secret is: what was written
+// there in its stead may be the secret.
+func placesSecret(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t == reflect.TypeFor[Secret]() || t == reflect.TypeFor[Credentials]() || t == reflect.TypeFor[Jobs]()
+}
+
 func quote(text string) string {
 	if runes := []rune(text); len(runes) > 60 {
 		text = string(runes[:57]) + "…"

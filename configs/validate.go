@@ -93,7 +93,7 @@ func (d *decoder) checkRepository(c *Config) {
 
 func (d *decoder) checkZones(r *Repository, field string) {
 	list := join(field, "zones")
-	if len(r.Zones) == 0 && d.given(list) {
+	if len(r.Zones) == 0 && d.given(list) && !d.bad[list] {
 		d.at(list, "no zone", "at least one")
 	}
 	for i := range r.Zones {
@@ -115,7 +115,7 @@ func (d *decoder) checkZone(z *Zone, field string) {
 	}
 	if z.Directory != "" {
 		d.absolute(field+".directory", z.Directory)
-		if z.ObjectLock != "none" && !d.bad[field+".object_lock"] {
+		if z.S3 == nil && z.ObjectLock != "none" && !d.bad[field+".object_lock"] {
 			d.at(field+".object_lock", z.ObjectLock, "none: a directory cannot lock")
 		}
 	}

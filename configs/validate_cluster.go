@@ -26,6 +26,10 @@ func (d *decoder) checkQuorum(c *Config) {
 		return
 	}
 	const unless = "; or say accept_stop_on_zone_loss: true"
+	if len(r.Zones) == 1 {
+		d.at(field, "one zone: its loss stops writes", "more zones"+unless)
+		return
+	}
 	if most := len(r.Zones) - 1; r.WriteQuorum > most {
 		d.at(field, fmt.Sprintf("a quorum of %d in %d zone(s): the loss of one stops writes", r.WriteQuorum, len(r.Zones)), fmt.Sprintf("at most %d%s", most, unless))
 		return
@@ -95,6 +99,9 @@ func (d *decoder) checkResidency(cfg *Config, c *Cluster, field string) {
 }
 
 func (d *decoder) checkRetention(r *Retention, field string) {
+	if d.bad[field+".keep_at_most"] {
+		return
+	}
 	if r.Window > r.KeepAtMost {
 		d.at(field+".window", fmt.Sprintf("%v, longer than keep_at_most %v", r.Window, r.KeepAtMost), "window ≤ keep_at_most")
 	}
