@@ -50,8 +50,10 @@ type Object struct {
 
 // CreateOptions go with one creation.
 type CreateOptions struct {
-	SHA256    [32]byte  // of the body; the driver refuses a body that differs
-	LockUntil time.Time // zero: no lock
+	SHA256 [32]byte // of the body; the driver refuses a body that differs
+	// LockUntil is zero for no lock. A zone that is configured without locks
+	// keeps the object unlocked all the same, and Stat and Probe say so.
+	LockUntil time.Time
 }
 
 // Creator makes objects that did not exist.
