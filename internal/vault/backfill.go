@@ -1,0 +1,164 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Run pays what zones owe, by itself, until ctx ends: removals first, then what
+// they missed, as soon as they answer; and compares all zones by listing them at
+// the start, when a zone returns that the last listing missed, and every
+// Config.ReconcileEvery. It returns when all it started has ended.
+func (v *Vault) Run(ctx context.Context) error {
+	if v.cfg.State == "" {
+		return fmt.Errorf("running the vault: %w", ErrReadOnly)
+	}
+	var wg sync.WaitGroup
+	for _, m := range v.all {
+		wg.Go(func() { v.tend(ctx, m) })
+	}
+	wg.Go(func() { v.reconcileNowAndThen(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// tend keeps one zone up to date: at once when it is told that there is
+// something to do, with growing pauses while the zone fails.
+func (c *core) tend(ctx context.Context, m *member) {
+	wait := c.cfg.RetryAfter
+	for ctx.Err() == nil {
+		next := 30 * c.cfg.RetryAfter
+		if err := c.catchUp(ctx, m); err == nil {
+			wait = c.cfg.RetryAfter
+		} else if ctx.Err() == nil {
+			c.log.Info("a zone could not catch up", zap.String("zone", m.name), zap.Duration("again_in", wait), zap.Error(err))
+			next = wait
+			wait = min(2*wait, 60*c.cfg.RetryAfter)
+		}
+		m.rest(ctx, next)
+	}
+}
+
+// rest waits; being woken counts only while the zone is well, so that writes
+// that fail do not drive a busy loop.
+func (m *member) rest(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		select {
+		case <-m.kick:
+			if fault, _ := m.health(); fault == nil {
+				return
+			}
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// catchUp pays all of a zone's debts once; its error is the first that is worth
+// another try.
+func (c *core) catchUp(ctx context.Context, m *member) error {
+	if err := c.payRemovals(ctx, m); err != nil {
+		return err
+	}
+	if err := m.ping(ctx); err != nil {
+		return err
+	}
+	var first error
+	for phase := range phases {
+		if err := c.payPhase(ctx, m, phase); first == nil {
+			first = err
+		}
+		if fault, _ := m.health(); fault != nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return first
+}
+
+// ping sees whether a zone that was down is back.
+func (m *member) ping(ctx context.Context) error {
+	if fault, last := m.health(); fault == nil && !last.IsZero() {
+		return nil
+	}
+	_, err := m.Stat(ctx, "holdfast.json", "")
+	if m.saw(err, 0); sick(err) {
+		return err
+	}
+	return nil
+}
+
+func (c *core) payPhase(ctx context.Context, m *member, phase int) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var first error
+	turn := make(chan struct{}, copiesPerZone)
+	behind := m.unready(phase)
+	for _, l := range m.debts.all() {
+		if phaseOf(l.Key) != phase || m.debts.held(l.Key) || (len(l.Value.Needs) == 0 && behind[clusterOf(l.Key)]) {
+			continue
+		}
+		turn <- struct{}{}
+		if fault, _ := m.health(); fault != nil || ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			if err := c.pay(ctx, m, l.Key, *l.Value); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				if first == nil {
+					first = err
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+// unready names the clusters whose notes must wait, because the zone still lacks
+// objects of theirs that the notes may vouch for.
+func (m *member) unready(phase int) map[string]bool {
+	if phase != phaseNotes {
+		return nil
+	}
+	out := map[string]bool{}
+	for _, l := range m.debts.all() {
+		if phaseOf(l.Key) == phaseObjects {
+			out[clusterOf(l.Key)] = true
+		}
+	}
+	return out
+}
+
+// pay copies one object to the zone that missed it.
+func (c *core) pay(ctx context.Context, m *member, name string, owed debt) error {
+	err := c.supply(ctx, m, owed.Needs)
+	if err == nil {
+		err = c.copyTo(ctx, m, name, owed)
+	}
+	switch {
+	case err == nil:
+		c.log.Debug("back-filled", zap.String("zone", m.name), zap.String("object", name))
+	case errors.Is(err, ErrRemoved):
+		c.log.Info("not back-filled: removed or forgotten", zap.String("zone", m.name), zap.String("object", name))
+	case errors.Is(err, fs.ErrNotExist):
+		c.log.Warn("not back-filled: gone from the other zones too", zap.String("zone", m.name), zap.String("object", name))
+	case errors.Is(err, ErrConflict):
+		c.bad(m.name, name, err)
+	default:
+		return err
+	}
+	m.settle(name, owed)
+	return nil
+}

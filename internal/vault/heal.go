@@ -1,0 +1,279 @@
+package vault
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/zone"
+)
+
+// Heal looks at every zone's copy of an object whose size and SHA-256 (hex) are
+// known from a signed note, and repairs what is wrong or missing from a good
+// one. It returns the zones that it healed; zones that could not be looked at
+// are in the error, and owe the object.
+func (w Writer) Heal(ctx context.Context, name string, size int64, sha256 string) (healed []string, err error) {
+	v, want := w.v, Need{Name: name, Size: size, SHA256: sha256}
+	if v.cfg.State == "" {
+		return nil, fmt.Errorf("healing %s: %w", name, ErrReadOnly)
+	}
+	if v.barred(name) {
+		return nil, fmt.Errorf("healing %s: %w", name, ErrRemoved)
+	}
+	s := v.placed(name)
+	faults := make([]error, len(s.members))
+	done := make([]bool, len(s.members))
+	var wg sync.WaitGroup
+	for i, m := range s.members {
+		wg.Go(func() { done[i], faults[i] = v.healOne(ctx, m, want) })
+	}
+	wg.Wait()
+	for i, m := range s.members {
+		if done[i] {
+			healed = append(healed, m.name)
+		}
+		if faults[i] != nil {
+			faults[i] = fmt.Errorf("zone %s: %w", m.name, faults[i])
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return healed, fmt.Errorf("healing %s: %w", name, err)
+	}
+	return healed, nil
+}
+
+func (c *core) healOne(ctx context.Context, m *member, want Need) (healed bool, err error) {
+	err = m.holds(ctx, want)
+	if err == nil {
+		m.settle(want.Name, debt{SHA256: want.SHA256})
+		return false, nil
+	}
+	if errors.Is(err, zone.ErrDigest) || (errors.Is(err, fs.ErrNotExist) && !m.owes(want.Name)) {
+		c.bad(m.name, want.Name, err)
+	}
+	owed := debt{Size: want.Size, SHA256: want.SHA256}
+	if !sick(err) {
+		err = c.copyTo(ctx, m, want.Name, owed)
+	}
+	if err == nil {
+		m.settle(want.Name, owed)
+		return true, nil
+	}
+	if !errors.Is(err, ErrRemoved) {
+		err = errors.Join(err, m.debts.owe(want.Name, owed))
+	}
+	return false, err
+}
+
+func (m *member) owes(name string) bool {
+	_, owed := m.debts.get(name)
+	return owed || m.debts.held(name)
+}
+
+// holds reads the zone's own latest copy and compares it.
+func (m *member) holds(ctx context.Context, want Need) (err error) {
+	defer func() { m.saw(err, 0) }()
+	body, err := m.body(ctx, want.Name, "", want.Size)
+	if err != nil {
+		return err
+	}
+	return matches(body, want)
+}
+
+// copyTo makes the zone hold the object: from the other zones, verified, with
+// the lock that is owed. It repairs what is there and wrong.
+func (c *core) copyTo(ctx context.Context, m *member, name string, owed debt) error {
+	if c.barred(name) {
+		return fmt.Errorf("copying %s: %w", name, ErrRemoved)
+	}
+	ctx, end, err := c.begin(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer end()
+	size := min(max(owed.Size, 1), c.cfg.Outstanding)
+	if err := c.copying.Acquire(ctx, size); err != nil {
+		return fmt.Errorf("copying %s: %w", name, err)
+	}
+	defer c.copying.Release(size)
+	if owed.SHA256 != "" {
+		err := m.holds(ctx, Need{Name: name, Size: owed.Size, SHA256: owed.SHA256})
+		if err == nil || sick(err) {
+			return err
+		}
+	}
+	body, err := c.source(ctx, m, name, owed)
+	if err != nil {
+		return err
+	}
+	if c.barred(name) { // it may have been forgotten while we read
+		return fmt.Errorf("copying %s: %w", name, ErrRemoved)
+	}
+	mode := Repair
+	if owed.SHA256 == "" {
+		mode = Refuse // agreement of others is not knowledge enough to overwrite
+	}
+	return m.place(ctx, newJob(name, body, PutOptions{LockUntil: owed.LockUntil, Conflict: mode}, debt{}))
+}
+
+// source gets the right bytes from the other zones where the name belongs.
+func (c *core) source(ctx context.Context, m *member, name string, owed debt) ([]byte, error) {
+	others := c.root().placed(name)
+	others.members = slices.DeleteFunc(slices.Clone(others.members), func(o *member) bool { return o == m })
+	others.n--
+	if owed.SHA256 == "" {
+		owed.SHA256 = digestIn(name)
+	}
+	if owed.SHA256 == "" {
+		return agreed(ctx, others, name)
+	}
+	return c.root().get(ctx, Need{Name: name, Size: owed.Size, SHA256: owed.SHA256}, others)
+}
+
+func (c *core) root() *Vault { return &Vault{core: c, members: c.all, asked: len(c.all)} }
+
+var digestRE = regexp.MustCompile(`-([0-9a-f]{64})\.age$`)
+
+// digestIn is the SHA-256 that a name carries, as packs' names do.
+func digestIn(name string) string {
+	if m := digestRE.FindStringSubmatch(path.Base(name)); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// agreed reads an object whose digest nobody noted from all the zones that have
+// it, which must agree: with two different copies, nobody can tell which is good.
+func agreed(ctx context.Context, s set, name string) ([]byte, error) {
+	var body []byte
+	var holder string
+	faults := map[string]error{}
+	for _, m := range s.members {
+		other, err := m.body(ctx, name, "", maxObject)
+		if m.saw(err, 0); err != nil {
+			faults[m.name] = err
+			continue
+		}
+		if holder == "" {
+			body, holder = other, m.name
+		} else if sha256.Sum256(body) != sha256.Sum256(other) {
+			return nil, fmt.Errorf("copying %s: zones %s and %s differ: %w", name, holder, m.name, ErrConflict)
+		}
+	}
+	if holder == "" {
+		return nil, &Faults{Act: "copying " + name, Kind: kindOf(faults, s), Zones: faults}
+	}
+	return body, nil
+}
+
+// supply makes the zone hold all of needs.
+func (c *core) supply(ctx context.Context, m *member, needs []Need) error {
+	if len(needs) == 0 {
+		return nil
+	}
+	lacking, err := m.lacking(ctx, needs)
+	if m.saw(err, 0); err != nil {
+		return fmt.Errorf("looking for what the note names: %w", err)
+	}
+	for _, need := range lacking {
+		owed, known := m.debts.get(need.Name)
+		if !known || owed.SHA256 == "" {
+			owed = debt{Size: need.Size, SHA256: need.SHA256}
+		}
+		if err := c.copyTo(ctx, m, need.Name, owed); err != nil {
+			return fmt.Errorf("the note names %s, which the zone lacks: %w", need.Name, err)
+		}
+		m.settle(need.Name, owed)
+	}
+	return nil
+}
+
+// fewNames are asked for one by one; more are looked up in their folder's list.
+const fewNames = 16
+
+// lacking is what the zone does not show in the right size.
+func (m *member) lacking(ctx context.Context, needs []Need) ([]Need, error) {
+	folders := map[string][]Need{}
+	for _, n := range needs {
+		folders[path.Dir(n.Name)] = append(folders[path.Dir(n.Name)], n)
+	}
+	var out []Need
+	for folder, group := range folders {
+		look := m.lackingOneByOne
+		if len(group) > fewNames {
+			look = func(ctx context.Context, group []Need) ([]Need, error) { return m.lackingIn(ctx, folder+"/", group) }
+		}
+		missing, err := look(ctx, group)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, missing...)
+	}
+	return out, nil
+}
+
+func (m *member) lackingOneByOne(ctx context.Context, needs []Need) ([]Need, error) {
+	var out []Need
+	for _, n := range needs {
+		o, err := m.Stat(ctx, n.Name, "")
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			out = append(out, n)
+		case err != nil:
+			return nil, err
+		case !claims(o, n):
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+func (m *member) lackingIn(ctx context.Context, prefix string, needs []Need) ([]Need, error) {
+	missing := make(map[string]Need, len(needs))
+	for _, n := range needs {
+		missing[n.Name] = n
+	}
+	err := m.List(ctx, prefix, func(o zone.Object) error {
+		if n, ok := missing[o.Name]; ok && claims(o, n) {
+			delete(missing, o.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Need, 0, len(missing))
+	for _, n := range missing {
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// claims says whether what the zone tells of a copy fits; readers check the bytes.
+func claims(o zone.Object, n Need) bool {
+	return o.Size == n.Size && (o.SHA256 == "" || o.SHA256 == hexLower(n.SHA256))
+}
+
+func hexLower(s string) string {
+	if b, err := hex.DecodeString(s); err == nil {
+		return hex.EncodeToString(b)
+	}
+	return s
+}
+
+// lockOf is the lock of a good copy, for those who copy it without a debt.
+func (m *member) lockOf(ctx context.Context, name string) time.Time {
+	o, err := m.Stat(ctx, name, "")
+	if err != nil {
+		return time.Time{}
+	}
+	return o.LockedUntil
+}

@@ -1,0 +1,165 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/zone"
+)
+
+// store is what the vault needs of a zone.
+type store interface {
+	Name() string
+	zone.Creator
+	zone.Reader
+	zone.Lister
+	zone.VersionLister
+	zone.LockExtender
+	zone.Repairer
+	zone.Remover
+}
+
+// member is one zone of the vault with what is known of its health and what it
+// has not got yet.
+type member struct {
+	store
+	name  string
+	slots chan struct{} // writes in flight
+	debts *debts
+	kick  chan struct{} // wakes the back-fill
+	// returned hears that the zone answered again after a fault.
+	returned func()
+
+	mu      sync.Mutex
+	fault   error
+	lastOK  time.Time
+	pace    time.Duration // moving average of a read
+	sampled time.Time
+}
+
+func newMember(z store, returned func()) *member {
+	return &member{
+		store: z, name: z.Name(), debts: newDebts(), returned: returned,
+		slots: make(chan struct{}, writesPerZone),
+		kick:  make(chan struct{}, 1),
+	}
+}
+
+func (m *member) wake() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// saw notes how a call ended; took is zero where it says nothing about speed.
+func (m *member) saw(err error, took time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	switch {
+	case sick(err):
+		m.fault = err
+	case errors.Is(err, context.Canceled):
+		// We gave up: that tells of its speed at most.
+	default:
+		if m.fault != nil {
+			m.fault = nil
+			m.wake()
+			m.returned()
+		}
+		m.lastOK = now
+	}
+	if took > 0 {
+		m.pace, m.sampled = (m.aged(now)*3+took)/4, now
+	}
+}
+
+// aged is the pace as far as it still counts: an old sample fades, so that a
+// zone that was slow once is tried again. The caller holds the lock.
+func (m *member) aged(now time.Time) time.Duration {
+	fade := math.Exp2(-now.Sub(m.sampled).Minutes())
+	return time.Duration(float64(m.pace) * fade)
+}
+
+func (m *member) health() (error, time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.fault, m.lastOK
+}
+
+// score orders zones for reading: the lower the better.
+func (m *member) score(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fault != nil {
+		return time.Hour + m.aged(now)
+	}
+	return m.aged(now)
+}
+
+// ranked is the members, best first, ties in their configured order.
+func ranked(members []*member) []*member {
+	now := time.Now()
+	scores := make(map[*member]time.Duration, len(members))
+	for _, m := range members {
+		scores[m] = m.score(now).Round(time.Millisecond)
+	}
+	out := slices.Clone(members)
+	slices.SortStableFunc(out, func(a, b *member) int { return int((scores[a] - scores[b]) / time.Millisecond) })
+	return out
+}
+
+// body reads a version whole, refusing more than limit bytes.
+func (m *member) body(ctx context.Context, name, version string, limit int64) ([]byte, error) {
+	r, err := m.Read(ctx, name, version, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	err = errors.Join(err, r.Close())
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("reading %s: longer than %d bytes: %w", name, limit, zone.ErrDigest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
+var errEnough = errors.New("enough was listed")
+
+// versions lists what the zone keeps under exactly this name, oldest first,
+// delete markers left out.
+func (m *member) versions(ctx context.Context, name string) ([]zone.Object, error) {
+	var out []zone.Object
+	collect := func(o zone.Object) error {
+		if o.Name != name {
+			return errEnough // names come in order: the name itself is first
+		}
+		if o.Marker {
+			return nil
+		}
+		if len(out) == maxVersions { // the oldest are those that count
+			out = slices.Delete(out, 0, 1)
+		}
+		out = append(out, o)
+		return nil
+	}
+	err := m.ListVersions(ctx, name, collect)
+	if errors.Is(err, errors.ErrUnsupported) {
+		out = nil
+		err = m.List(ctx, name, collect)
+	}
+	if err != nil && !errors.Is(err, errEnough) {
+		return nil, err
+	}
+	slices.Reverse(out)
+	return out, nil
+}
