@@ -1,0 +1,6 @@
+package postgres
+
+var (
+	StartSQL = startSQL
+	StopSQL  = stopSQL
+)
