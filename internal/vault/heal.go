@@ -114,6 +114,7 @@ func (c *core) copyTo(ctx context.Context, m *member, name string, owed debt) er
 	if err != nil {
 		return err
 	}
+	lock := c.lockFor(ctx, m, name, owed.LockUntil)
 	if c.barred(name) { // it may have been forgotten while we read
 		return fmt.Errorf("copying %s: %w", name, ErrRemoved)
 	}
@@ -121,7 +122,7 @@ func (c *core) copyTo(ctx context.Context, m *member, name string, owed debt) er
 	if owed.SHA256 == "" {
 		mode = Refuse // agreement of others is not knowledge enough to overwrite
 	}
-	return m.place(ctx, newJob(name, body, PutOptions{LockUntil: owed.LockUntil, Conflict: mode}, debt{}))
+	return m.place(ctx, newJob(name, body, PutOptions{LockUntil: lock, Conflict: mode}, debt{}))
 }
 
 // source gets the right bytes from the other zones where the name belongs.
@@ -269,11 +270,22 @@ func hexLower(s string) string {
 	return s
 }
 
-// lockOf is the lock of a good copy, for those who copy it without a debt.
-func (m *member) lockOf(ctx context.Context, name string) time.Time {
-	o, err := m.Stat(ctx, name, "")
-	if err != nil {
+// lockFor is the lock that a copy gets: the one that is owed, else that of the
+// copies there are; none where it has run out, since a store refuses such.
+func (c *core) lockFor(ctx context.Context, m *member, name string, owed time.Time) time.Time {
+	if owed.IsZero() {
+		for _, o := range c.root().placed(name).members {
+			if o == m {
+				continue
+			}
+			if shown, err := o.Stat(ctx, name, ""); err == nil && shown.LockedUntil.After(owed) {
+				owed = shown.LockedUntil
+				break
+			}
+		}
+	}
+	if time.Until(owed) < time.Minute {
 		return time.Time{}
 	}
-	return o.LockedUntil
+	return owed
 }

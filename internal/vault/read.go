@@ -339,4 +339,3 @@ func (v *Vault) queueHeal(m *member, want Need) {
 		}
 	})
 }
-

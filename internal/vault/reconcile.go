@@ -180,4 +180,3 @@ func (c *core) weigh(name string, streams []*listed, lacks map[*member][]zone.Ob
 		}
 	}
 }
-

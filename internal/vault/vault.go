@@ -95,7 +95,7 @@ type core struct {
 	lock     *durable.Lock
 	removals *removals
 	flights  flights
-	recheck  chan struct{} // a zone came back that the last listing missed
+	recheck  chan struct{}       // a zone came back that the last listing missed
 	held     *semaphore.Weighted // bytes held by writes that were acknowledged
 	copying  *semaphore.Weighted // bytes held by back-fill
 	ctx      context.Context     // ends at Close: what goes on behind an acknowledgement
