@@ -1,0 +1,271 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+	"go.uber.org/zap"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// The sources of a physical snapshot.
+const (
+	SourceFiles  = "files"  // data_directory, read beside the server
+	SourceStream = "stream" // BASE_BACKUP over the replication protocol
+)
+
+// Store is what [Take] needs of the vault.
+type Store interface {
+	catalog.Source
+	Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error)
+	PutNote(ctx context.Context, name string, body []byte, refs []vault.Need, opt vault.PutOptions) (vault.Stored, error)
+}
+
+// WALWaiter waits until the quorum of zones holds all WAL before an LSN. The
+// archiver is one, whether it streams or takes pushes.
+type WALWaiter interface {
+	WaitDurable(ctx context.Context, upTo lsn.LSN) error
+}
+
+// TakeConfig says what to take and where to put it. Zero durations and numbers
+// mean their defaults.
+type TakeConfig struct {
+	Cluster string
+	Node    string
+	Epoch   int    // the lineage's, claimed by who archives
+	Source  string // SourceFiles | SourceStream
+	DSN     string
+	// DataDirectory is where this process sees the server's data directory; ""
+	// means where the server says that it is. For SourceFiles.
+	DataDirectory string
+	// Fast asks for an immediate checkpoint; else the start waits for a spread
+	// one, up to checkpoint_timeout times its target (C-5).
+	Fast bool
+
+	Store  Store
+	Signer note.Signer
+	Trust  catalog.Truster // opens our own notes, to continue their chain
+	// Data opens the data and, with Index, the manifest. Fingerprints name Data.
+	Data, Index  []age.Recipient
+	Fingerprints []string
+	LockUntil    time.Time // of all objects; zero: no lock
+	Level        string    // of compression: fastest (default), default, better
+
+	Workers int   // 2
+	Rate    int64 // raw bytes a second; 0: no limit
+
+	WAL WALWaiter
+	// WALRefs names the archived objects that recovery from a start to a stop
+	// needs, notes and indexes included; nil: they are not listed.
+	WALRefs func(ctx context.Context, timeline uint32, from, to lsn.LSN) ([]catalog.Ref, error)
+	// ArchiveCheck is how soon after the start all WAL before it must be durable
+	// (2 min, C-8), WALTimeout how long to wait for the rest at the end (1 h).
+	ArchiveCheck, WALTimeout time.Duration
+	// Keep is asked before the commit whether the older snapshots that this one
+	// refers to are still kept; nil: it refers to none (W5).
+	Keep func(ctx context.Context) error
+
+	Progress func(Progress) // called often, by several goroutines, never at once
+	Log      *zap.Logger
+	Now      func() time.Time
+}
+
+// Progress is how far a Take has come.
+type Progress struct {
+	Step        string // start | copy | wal | commit
+	Done, Total int64  // raw bytes; Total is an estimate, 0 before it is known
+}
+
+func (c *TakeConfig) check() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	errs = append(errs, catalog.CheckName(c.Cluster), catalog.CheckName(c.Node), seal.CheckLevel(c.Level))
+	need(c.Epoch > 0, "the lineage's epoch must be claimed first")
+	need(c.Source == SourceFiles || c.Source == SourceStream, fmt.Sprintf("source %q: want files or stream", c.Source))
+	need(c.Store != nil && c.Signer != nil && c.Trust != nil && c.WAL != nil, "store, signer, trust and WAL must be given")
+	need(len(c.Data) > 0 && len(c.Fingerprints) == len(c.Data), "data recipients and a fingerprint for each must be given")
+	return errors.Join(errs...)
+}
+
+func (c *TakeConfig) fill() {
+	if c.Workers <= 0 {
+		c.Workers = 2
+	}
+	if c.ArchiveCheck <= 0 {
+		c.ArchiveCheck = 2 * time.Minute
+	}
+	if c.WALTimeout <= 0 {
+		c.WALTimeout = time.Hour
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Progress == nil {
+		c.Progress = func(Progress) {}
+	}
+}
+
+// NewID makes the id of a snapshot: it sorts by time, to the second, and 30
+// random bits tell apart what was begun in the same one.
+func NewID(now time.Time) string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand, since Go 1.24)
+	tail := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:6]
+	return now.UTC().Format("20060102T150405Z") + "-" + tail
+}
+
+// Take makes one physical snapshot and returns it when it is committed: the
+// quorum of zones holds its note. An error or a cancellation leaves objects under
+// an intent and no snapshot; nothing needs to be undone.
+func Take(ctx context.Context, cfg TakeConfig) (catalog.Snapshot, error) {
+	if err := cfg.check(); err != nil {
+		return catalog.Snapshot{}, fmt.Errorf("take a snapshot of %s: %w", cfg.Cluster, err)
+	}
+	cfg.fill()
+	t := &take{cfg: cfg, id: NewID(cfg.Now()), pace: pace{rate: cfg.Rate}}
+	t.log = cfg.Log.With(zap.String("cluster", cfg.Cluster), zap.String("snapshot", t.id))
+	snap, err := t.run(ctx)
+	if err != nil {
+		return catalog.Snapshot{}, fmt.Errorf("take snapshot %s of %s from %s: %w", t.id, cfg.Cluster, cfg.Source, err)
+	}
+	return snap, nil
+}
+
+// take is one snapshot in the making.
+type take struct {
+	cfg  TakeConfig
+	id   string
+	log  *zap.Logger
+	pace pace
+	pack *packer
+	srv  *server // the server's facts and connections
+
+	startedAt time.Time // this host's clock
+
+	mu      sync.Mutex
+	files   []*file
+	pages   page.Report
+	skipped int64  // pages that bear no checksums
+	newest  string // the file whose page has pages.Latest
+	reasons []string
+	done    int64
+	total   int64
+	header  catalog.ManifestHeader
+}
+
+// run does the steps in the order of docs/format.md: W1 to W5.
+func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
+	t.step("start")
+	t.startedAt = t.cfg.Now().UTC()
+	srv, err := openServer(ctx, t.cfg)
+	if err != nil {
+		return catalog.Snapshot{}, err
+	}
+	defer srv.close()
+	t.srv = srv
+	if err := t.describe(ctx); err != nil {
+		return catalog.Snapshot{}, err
+	}
+	if err := t.putIntent(ctx); err != nil {
+		return catalog.Snapshot{}, err
+	}
+	if err := t.copy(ctx); err != nil {
+		return catalog.Snapshot{}, err
+	}
+	t.step("wal")
+	if err := t.awaitWAL(ctx, t.header.Facts.StopLSN, t.cfg.WALTimeout); err != nil {
+		return catalog.Snapshot{}, err
+	}
+	t.step("commit")
+	return t.commit(ctx)
+}
+
+// copy brings all files into packs, watched by the early archive check.
+func (t *take) copy(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	t.pack = newPacker(ctx, t.cfg.Workers, t.cfg.Level, t.cfg.Data, t.putPack)
+	var watch sync.WaitGroup
+	started := func(at lsn.LSN) {
+		watch.Go(func() {
+			// Of the segment in which the backup starts nothing need be whole yet.
+			before := at.SegmentStart(t.srv.facts.SegSize)
+			if err := t.awaitWAL(ctx, before, t.cfg.ArchiveCheck); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("early archive check: %w", err))
+			}
+		})
+	}
+	copyFrom := t.fromFiles
+	if t.cfg.Source == SourceStream {
+		copyFrom = t.fromStream
+	}
+	err := copyFrom(ctx, started)
+	if err != nil {
+		cancel(err)
+	}
+	err = errors.Join(err, t.pack.wait())
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause // what ended it, not what that broke
+	}
+	cancel(nil)
+	watch.Wait()
+	return err
+}
+
+// awaitWAL waits until the quorum holds all WAL before upTo (C-8).
+func (t *take) awaitWAL(ctx context.Context, upTo lsn.LSN, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit,
+		fmt.Errorf("WAL before %s is not durable after %s: look at the archiver's status and the zones", upTo, limit))
+	defer cancel()
+	if err := t.cfg.WAL.WaitDurable(ctx, upTo); err != nil {
+		return fmt.Errorf("wait for WAL before %s: %w", upTo, errors.Join(context.Cause(ctx), err))
+	}
+	return nil
+}
+
+func (t *take) step(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cfg.Progress(Progress{Step: name, Done: t.done, Total: t.total})
+}
+
+// took counts n raw bytes and holds to the rate.
+func (t *take) took(ctx context.Context, n int) error {
+	t.mu.Lock()
+	t.done += int64(n)
+	t.cfg.Progress(Progress{Step: "copy", Done: t.done, Total: max(t.total, t.done)})
+	t.mu.Unlock()
+	return t.pace.wait(ctx, n)
+}
+
+// suspect notes a reason not to trust the snapshot.
+func (t *take) suspect(format string, args ...any) {
+	reason := fmt.Sprintf(format, args...)
+	t.log.Warn("the snapshot is suspect", zap.String("reason", reason))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	const most = 100
+	if len(t.reasons) < most {
+		t.reasons = append(t.reasons, reason)
+	}
+}

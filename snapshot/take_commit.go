@@ -1,0 +1,192 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"filippo.io/age"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// putIntent announces the snapshot before its first pack (W1).
+func (t *take) putIntent(ctx context.Context) error {
+	body, err := seal.SignNote(catalog.KindIntent, catalog.Intent{
+		Cluster: t.cfg.Cluster, ID: t.id, Epoch: t.cfg.Epoch, Node: t.cfg.Node, StartedAt: t.startedAt,
+	}, t.cfg.Signer)
+	if err != nil {
+		return err
+	}
+	_, err = t.put(ctx, catalog.IntentName(t.cfg.Cluster, t.id), body)
+	return err
+}
+
+func (t *take) put(ctx context.Context, name string, body []byte) (catalog.Ref, error) {
+	stored, err := t.cfg.Store.Put(ctx, name, body, vault.PutOptions{LockUntil: t.cfg.LockUntil})
+	return catalog.Ref{Name: name, Size: stored.Size, SHA256: stored.SHA256}, err
+}
+
+// putPack sends a sealed pack from the buffer that it was sealed in (W2).
+func (t *take) putPack(ctx context.Context, n int, body []byte, sum [32]byte) (catalog.Ref, error) {
+	return t.put(ctx, catalog.PackName(t.cfg.Cluster, t.id, n, sum), body)
+}
+
+// commit writes the manifest, the list, and last the note (W3 to W5).
+func (t *take) commit(ctx context.Context) (catalog.Snapshot, error) {
+	s, err := t.summary(ctx)
+	if err != nil {
+		return s, err
+	}
+	if s.Manifest, err = t.putManifest(ctx); err != nil {
+		return s, fmt.Errorf("write the manifest: %w", err)
+	}
+	refs := append([]catalog.Ref{s.Manifest}, s.WAL...)
+	for _, p := range t.pack.packs {
+		refs = append(refs, p.Ref)
+	}
+	list, err := catalog.EncodeObjects(refs)
+	if err != nil {
+		return s, err
+	}
+	if s.Objects, err = t.put(ctx, catalog.ObjectsName(t.cfg.Cluster, t.id), list); err != nil {
+		return s, fmt.Errorf("write the list of objects: %w", err)
+	}
+	s.NewBytes = t.pack.stored + s.Manifest.Size + s.Objects.Size
+	s.StoredSize = s.Objects.Size
+	for _, r := range refs {
+		s.StoredSize += r.Size
+	}
+	return s, t.putNote(ctx, &s, refs)
+}
+
+// summary is the note's body as far as it is known before the manifest.
+func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
+	f := t.header.Facts
+	s := catalog.Snapshot{
+		Cluster: t.cfg.Cluster, ID: t.id, Kind: "physical", Source: t.cfg.Source, Node: t.cfg.Node, Epoch: t.cfg.Epoch,
+		SystemID: f.SystemID, Major: f.Major, ServerNum: f.ServerNum, Timeline: f.Timeline,
+		StartLSN: f.StartLSN, StopLSN: f.StopLSN, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
+		SegSize: f.WALSegSize, RawBytes: t.done, Files: int64(len(t.files)), Pages: t.judge(),
+		Recipients: t.cfg.Fingerprints, LockUntil: t.cfg.LockUntil,
+	}
+	slices.Sort(t.reasons) // workers note them in any order
+	s.Suspect, s.Reasons = len(t.reasons) > 0, t.reasons
+	if t.cfg.WALRefs != nil {
+		var err error
+		if s.WAL, err = t.cfg.WALRefs(ctx, f.Timeline, f.StartLSN, f.StopLSN); err != nil {
+			return s, fmt.Errorf("find the WAL that the snapshot needs: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// putManifest seals the manifest to whoever reads the index or the data.
+func (t *take) putManifest(ctx context.Context) (catalog.Ref, error) {
+	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
+	var body bytes.Buffer
+	w, err := seal.NewBlobWriter(&body, append(append([]age.Recipient{}, t.cfg.Index...), t.cfg.Data...))
+	if err != nil {
+		return catalog.Ref{}, err
+	}
+	m, err := catalog.NewManifestWriter(w, t.header)
+	if err != nil {
+		return catalog.Ref{}, err
+	}
+	for _, p := range t.pack.packs {
+		if err := m.Pack(p); err != nil {
+			return catalog.Ref{}, err
+		}
+	}
+	for _, f := range t.files {
+		if err := m.File(f.entry()); err != nil {
+			return catalog.Ref{}, err
+		}
+	}
+	if err := errors.Join(m.Close(), w.Close()); err != nil {
+		return catalog.Ref{}, err
+	}
+	return t.put(ctx, catalog.ManifestName(t.cfg.Cluster, t.id), body.Bytes())
+}
+
+// putNote commits: in each zone only when that zone holds every object.
+func (t *take) putNote(ctx context.Context, s *catalog.Snapshot, refs []catalog.Ref) error {
+	if t.cfg.Keep != nil {
+		if err := t.cfg.Keep(ctx); err != nil {
+			return fmt.Errorf("look again at the older snapshots that this one refers to: %w", err)
+		}
+	}
+	var err error
+	if s.Link, err = NextLink(ctx, t.cfg.Store, t.cfg.Trust, s.Cluster, s.Node, s.Epoch); err != nil {
+		return err
+	}
+	body, err := seal.SignNote(catalog.KindSnapshot, s, t.cfg.Signer)
+	if err != nil {
+		return err
+	}
+	needs := []vault.Need{need(s.Objects)}
+	for _, r := range refs {
+		needs = append(needs, need(r))
+	}
+	_, err = t.cfg.Store.PutNote(ctx, catalog.SnapshotName(s.Cluster, s.ID), body, needs, vault.PutOptions{LockUntil: t.cfg.LockUntil})
+	if err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+func need(r catalog.Ref) vault.Need { return vault.Need{Name: r.Name, Size: r.Size, SHA256: r.SHA256} }
+
+// NextLink continues the chain of a node's snapshot notes in one lineage: it
+// names the newest of them. A listing that may miss some is an error, for two
+// notes would get one number.
+func NextLink(ctx context.Context, src catalog.Source, trust catalog.Truster, cluster, node string, epoch int) (catalog.Link, error) {
+	listing, err := src.List(ctx, catalog.SnapshotsDir(cluster))
+	if err != nil {
+		return catalog.Link{}, fmt.Errorf("look for the snapshot before: %w", err)
+	}
+	if !listing.Complete {
+		return catalog.Link{}, fmt.Errorf("look for the snapshot before: %w", catalog.ErrIncomplete)
+	}
+	for _, o := range slices.Backward(listing.Objects) { // ids sort by time
+		if !strings.HasSuffix(o.Name, "/snapshot.note") {
+			continue
+		}
+		s, hash, err := openSnapshot(ctx, src, trust, o.Name, cluster)
+		if ctx.Err() != nil || errors.Is(err, vault.ErrDoubt) {
+			return catalog.Link{}, err
+		}
+		if err != nil {
+			continue // a note that nobody vouches for is no link, and must not end snapshots
+		}
+		if s.Node == node && s.Epoch == epoch {
+			return catalog.Link{Number: s.Number + 1, Prev: hash}, nil
+		}
+	}
+	return catalog.Link{Number: 1}, nil
+}
+
+// openSnapshot fetches one note and the hash of its bytes.
+func openSnapshot(ctx context.Context, src catalog.Source, trust catalog.Truster, name, cluster string) (catalog.Snapshot, string, error) {
+	var s catalog.Snapshot
+	data, err := src.Fetch(ctx, name, func(_ string, data []byte) error {
+		var body catalog.Snapshot
+		_, err := trust.Open(data, catalog.KindSnapshot, string(catalog.DutySnapshot), cluster, &body)
+		if err == nil {
+			s = body
+		}
+		return err
+	})
+	if err != nil {
+		return s, "", fmt.Errorf("read %s: %w", name, err)
+	}
+	sum := sha256.Sum256(data)
+	return s, hex.EncodeToString(sum[:]), nil
+}

@@ -1,0 +1,84 @@
+package snapshot
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
+)
+
+// keep takes a file that was copied into the manifest and counts its pages (C-21).
+func (t *take) keep(f *file) {
+	var r page.Report
+	if f.verify != nil {
+		r = f.verify.Report()
+	}
+	for _, b := range r.BadBlocks {
+		f.bad = append(f.bad, int64(b%page.SegmentBlocks))
+	}
+	if r.Bad > 0 {
+		t.suspect("%s: %d of %d pages have a wrong checksum, the first is block %d of the file", f.path, r.Bad, r.Pages, f.bad[0])
+	}
+	if r.Short > 0 {
+		t.suspect("%s ends inside a page: it has %d bytes", f.path, f.size)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.files = append(t.files, f)
+	if r.Latest > t.pages.Latest {
+		t.newest = f.path
+	}
+	r.BadBlocks = nil
+	t.pages.Add(r)
+	if f.verify == nil && f.kind == catalog.FileRelation {
+		t.skipped += f.size / page.Size
+	}
+}
+
+// judge sums the pages up once the stop LSN is known: a page that passed because
+// WAL rewrites it must not claim to be of a time that this WAL never reached.
+func (t *take) judge() catalog.Pages {
+	r, stop := t.pages, t.header.Facts.StopLSN
+	p := catalog.Pages{
+		Checked: r.Good + r.New + r.Changed + r.Bad,
+		Skipped: t.skipped + r.Recent,
+		Bad:     r.Bad,
+	}
+	if r.Latest > stop {
+		p.Bad++
+		t.suspect("%s: a page with a wrong checksum claims position %s, the log ended at %s", t.newest, r.Latest, stop)
+	}
+	return p
+}
+
+// pace holds several goroutines together to rate bytes a second.
+type pace struct {
+	rate int64 // 0: no limit
+
+	mu   sync.Mutex
+	free time.Time // when the bytes so far are paid for
+}
+
+func (p *pace) wait(ctx context.Context, n int) error {
+	if p.rate <= 0 {
+		return ctx.Err()
+	}
+	p.mu.Lock()
+	now := time.Now()
+	if p.free.Before(now) {
+		p.free = now
+	}
+	p.free = p.free.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
+	pause := p.free.Sub(now)
+	p.mu.Unlock()
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
