@@ -84,9 +84,6 @@ func (a *assembler) accept(at lsn.LSN, data []byte, now time.Time) ([]part, erro
 		}
 		if int64(len(a.buf)) == a.cfg.SegSize {
 			full = append(full, a.segment())
-			if len(data) > 0 {
-				a.since = now
-			}
 		}
 	}
 	return full, nil

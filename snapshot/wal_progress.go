@@ -25,14 +25,10 @@ type span struct {
 // oldest stretches are forgotten, and found again in the repository.
 const maxSpans = 512
 
-// maxRecent bounds the notes that a progress remembers.
-const maxRecent = 4096
-
 // progress knows which WAL is durable in the quorum, and lets others wait for it.
 type progress struct {
 	mu      sync.Mutex
 	spans   []span // sorted, disjoint, not touching
-	recent  []catalog.WAL
 	commit  time.Time // newest commit or abort that is durable, the server's clock
 	server  time.Time // the server's clock at the newest durable byte
 	changed chan struct{}
@@ -46,10 +42,6 @@ func (p *progress) add(w catalog.WAL) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.commit, p.server = later(p.commit, w.LastTime), later(p.server, w.ServerTime)
-	p.recent = append(p.recent, w)
-	if len(p.recent) > maxRecent {
-		p.recent = slices.Clone(p.recent[maxRecent/4:])
-	}
 	if w.To > w.From {
 		p.cover(span{w.Timeline, w.From, w.To})
 	}
@@ -118,6 +110,13 @@ func (p *progress) covered(to lsn.LSN) bool {
 	return false
 }
 
+// has says whether everything before to is durable on the newest timeline.
+func (p *progress) has(to lsn.LSN) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.covered(to)
+}
+
 // wait returns when everything before to is durable on the newest timeline.
 func (p *progress) wait(ctx context.Context, to lsn.LSN) error {
 	for {
@@ -136,17 +135,4 @@ func (p *progress) wait(ctx context.Context, to lsn.LSN) error {
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// refs returns the objects that hold [from,to) and became durable in this process.
-func (p *progress) refs(timeline uint32, from, to lsn.LSN) []catalog.Ref {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var out []catalog.Ref
-	for _, w := range p.recent {
-		if w.Timeline == timeline && w.From < to && from < w.To && !slices.Contains(out, w.Object) {
-			out = append(out, w.Object)
-		}
-	}
-	return out
 }

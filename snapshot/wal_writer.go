@@ -261,7 +261,7 @@ func (w *WALWriter) persist(ctx context.Context, f func() error) error {
 	defer w.fault.end(id)
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 15*time.Second) {
 		err := f()
-		if err == nil || errors.Is(err, errNoted) || errors.Is(err, vault.ErrRemoved) || errors.Is(err, vault.ErrReadOnly) || errors.Is(err, vault.ErrConflict) {
+		if err == nil || errors.Is(err, errNoted) || errors.Is(err, vault.ErrRemoved) || errors.Is(err, vault.ErrReadOnly) || errors.Is(err, vault.ErrConflict) || errors.As(err, new(permanent)) {
 			return err
 		}
 		w.fault.set(id, err)
@@ -273,4 +273,56 @@ func (w *WALWriter) persist(ctx context.Context, f func() error) error {
 			return fmt.Errorf("%w; the last try said: %w", context.Cause(ctx), err)
 		}
 	}
+}
+
+// insist repeats f, whose faults may pass, until it succeeds or ctx ends.
+func (w *WALWriter) insist(ctx context.Context, f func() error) error {
+	return w.persist(ctx, func() error {
+		if err := f(); err != nil && final(err) {
+			return permanent{err}
+		} else if err != nil {
+			return err
+		}
+		return nil
+	})
+}
+
+// permanent marks an error that persist must not repeat.
+type permanent struct{ error }
+
+func (p permanent) Unwrap() error { return p.error }
+
+// WALRefs names the objects, indexes and notes that hold [from,to) of a timeline:
+// full segments where there are, slices for the rest.
+func (w *WALWriter) WALRefs(ctx context.Context, timeline uint32, from, to lsn.LSN) ([]catalog.Ref, error) {
+	dir := catalog.WALDir(w.c.Lineage.Cluster, w.c.Lineage.Epoch, timeline)
+	entries, err := w.reader.WALEntries(ctx, w.c.Lineage.Cluster, dir)
+	if err != nil {
+		return nil, err
+	}
+	var hold []catalog.WALEntry
+	at := from
+	for _, e := range entries.List { // by From, the longer first
+		if e.From < to && e.To > at {
+			hold = append(hold, e)
+			at = e.To
+		}
+	}
+	var out []catalog.Ref
+	for _, e := range hold {
+		var body catalog.WAL
+		msg, err := w.c.Store.Fetch(ctx, e.Name, func(_ string, msg []byte) error {
+			_, err := w.c.Trust.Open(msg, catalog.KindWAL, string(catalog.DutyWAL), w.c.Lineage.Cluster, &body)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("naming the WAL from %s to %s: %w", from, to, err)
+		}
+		out = append(out, body.Object)
+		if body.Index.Name != "" {
+			out = append(out, body.Index)
+		}
+		out = append(out, refOf(e.Name, msg))
+	}
+	return out, nil
 }

@@ -1,0 +1,165 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+)
+
+// take is one message from the server.
+func (a *Archiver) take(ctx context.Context, conn *postgres.Conn, m postgres.Msg, stream *postgres.Stream) (turned bool, err error) {
+	now := time.Now()
+	a.mu.Lock()
+	a.st.heard = now
+	a.st.server = later(a.st.server, m.ServerTime)
+	a.st.serverEnd = max(a.st.serverEnd, m.ServerEnd)
+	a.mu.Unlock()
+	switch m.Kind {
+	case postgres.Data:
+		full, err := a.asm.accept(m.Start, m.Data, now)
+		if err != nil {
+			return false, err
+		}
+		a.queue(full...)
+		a.mu.Lock()
+		a.st.received = max(a.st.received, a.asm.pos())
+		a.mu.Unlock()
+	case postgres.Keepalive:
+		if m.ReplyRequested {
+			return false, a.reply(stream)
+		}
+	case postgres.EndOfTimeline:
+		return true, a.turn(ctx, conn, m)
+	}
+	return false, nil
+}
+
+// queue cuts parts: they wait for their place among those on their way.
+func (a *Archiver) queue(parts ...part) {
+	a.mu.Lock()
+	server := a.st.server
+	a.mu.Unlock()
+	for _, p := range parts {
+		p.serverTime = server
+		a.pending = append(a.pending, p)
+	}
+}
+
+// turn follows the server to the next timeline: its history first, so that a
+// restore can know of the turn before any WAL behind it (C-50).
+func (a *Archiver) turn(ctx context.Context, conn *postgres.Conn, m postgres.Msg) error {
+	at, next := m.SwitchLSN, m.NextTimeline
+	if err := a.keepHistory(ctx, conn, next, at); err != nil {
+		return err
+	}
+	old := a.asm.cfg.Timeline
+	left, err := a.asm.turn(at, next)
+	if err != nil {
+		return err
+	}
+	a.queue(left...)
+	a.w.c.Log.Info(fmt.Sprintf("timeline %d ended at %s, timeline %d follows", old, at, next))
+	return nil
+}
+
+// cutDue cuts a slice when its time has come, or when somebody waits for it.
+func (a *Archiver) cutDue() {
+	a.mu.Lock()
+	want := a.want
+	a.mu.Unlock()
+	due := a.asm.due(a.c.MaxLag)
+	wanted := want > a.asm.cut && a.asm.pos() >= want
+	if due.IsZero() || len(a.pending) > 0 || (!wanted && time.Now().Before(due)) {
+		return
+	}
+	if p, ok := a.asm.slice(); ok {
+		a.queue(p)
+	}
+}
+
+// dispatch starts to send what is cut, as far as there are places.
+func (a *Archiver) dispatch() {
+	for len(a.pending) > 0 {
+		select {
+		case a.slots <- struct{}{}:
+		default:
+			return
+		}
+		p, after, done := a.pending[0], a.last, make(chan struct{})
+		a.pending = a.pending[1:]
+		a.last = done
+		a.work.Go(func() error {
+			defer func() {
+				<-a.slots
+				a.wakeUp()
+			}()
+			err := a.w.insist(a.workCtx, func() error { return a.w.store(a.workCtx, p, after) })
+			if err != nil {
+				return fmt.Errorf("archiving %s: %w", p.file, err)
+			}
+			close(done)
+			return nil
+		})
+	}
+}
+
+func (a *Archiver) wakeUp() {
+	select {
+	case a.freed <- struct{}{}:
+	default:
+	}
+}
+
+// idle is how long nothing needs to be done if nothing happens.
+func (a *Archiver) idle() time.Duration {
+	wait := statusEvery
+	if due := a.asm.due(a.c.MaxLag); !due.IsZero() && len(a.pending) == 0 {
+		wait = min(wait, time.Until(due))
+	}
+	return max(wait, time.Millisecond)
+}
+
+// alive takes silence for death. While we do not read, we hear nothing.
+func (a *Archiver) alive(deaf bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if deaf {
+		a.st.heard = time.Now()
+	}
+	if quiet := time.Since(a.st.heard); quiet > silence {
+		return fmt.Errorf("the server has said nothing for %s", quiet.Round(time.Second))
+	}
+	return nil
+}
+
+// flushed is what the server may forget: what the quorum holds.
+func (a *Archiver) flushed() lsn.LSN {
+	timeline, at, _, _ := a.w.done.newest()
+	if timeline > a.asm.cfg.Timeline {
+		return 0
+	}
+	return at
+}
+
+// status reports when there is something new, or it is time.
+func (a *Archiver) status(stream *postgres.Stream) error {
+	f := a.flushed()
+	if f == a.told && time.Since(a.toldAt) < statusEvery {
+		return nil
+	}
+	return a.reply(stream)
+}
+
+func (a *Archiver) reply(stream *postgres.Stream) error {
+	f := a.flushed()
+	write := max(f, a.asm.pos())
+	if err := stream.Status(write, f, 0); err != nil {
+		return errors.Join(errors.New("telling the server what is durable"), err)
+	}
+	a.told, a.toldAt = f, time.Now()
+	return nil
+}
