@@ -1,6 +1,7 @@
 package postgres
 
 var (
-	StartSQL = startSQL
-	StopSQL  = stopSQL
+	StartSQL      = startSQL
+	StopSQL       = stopSQL
+	BaseBackupSQL = baseBackupSQL
 )

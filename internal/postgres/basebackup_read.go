@@ -1,0 +1,442 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+)
+
+// messages is where a reader gets the server's messages; each is valid until the next.
+type messages interface {
+	ReceiveMessage(ctx context.Context) (pgproto3.BackendMessage, error)
+}
+
+// backupReader follows the answer to BASE_BACKUP (C-24): where it starts, the
+// tablespaces, the data, where it ends.
+type backupReader struct {
+	ctx   context.Context
+	src   messages
+	typed bool // one copy of typed messages (15 and later), else a copy an archive
+	opt   BaseBackupOptions
+	sink  Sink
+	out   BaseBackupResult
+	whole bool // all data and the end position came
+	total int64
+	seen  map[string]bool // paths of the files that came
+}
+
+func newBackupReader(ctx context.Context, src messages, num int, o BaseBackupOptions, sink Sink) *backupReader {
+	if o.MaxManifest == 0 {
+		o.MaxManifest = 1 << 30
+	}
+	return &backupReader{ctx: ctx, src: src, typed: num >= 150000, opt: o, sink: sink, seen: map[string]bool{}}
+}
+
+func (r *backupReader) run() error {
+	if err := r.head(); err != nil {
+		return err
+	}
+	data := r.untyped
+	if r.typed {
+		data = r.typedCopy
+	}
+	if err := data(); err != nil {
+		return err
+	}
+	rows, err := r.result()
+	if err != nil {
+		return err
+	}
+	if r.out.End, r.out.EndTimeline, err = pointOf(rows); err != nil {
+		return fmt.Errorf("where it ends: %w", err)
+	}
+	r.out.TablespaceMap = tablespaceMap(r.out.Tablespaces)
+	if err := r.complete(); err != nil {
+		return err
+	}
+	r.whole = true
+	return r.finish()
+}
+
+// complete says whether all came that a backup must have, and whether the manifest
+// is what the server summed up (C-26).
+func (r *backupReader) complete() (err error) {
+	if len(r.out.Label) == 0 {
+		return errors.New("the server sent no backup_label: without it the copy is silently corrupt")
+	}
+	if r.out.ParsedManifest, err = ParseManifest(r.out.Manifest); err != nil {
+		return err
+	}
+	for _, f := range r.out.ParsedManifest.Files {
+		if !r.seen[f.Path] {
+			return fmt.Errorf("the manifest names %q and the server did not send it", f.Path)
+		}
+	}
+	return nil
+}
+
+// receive is the next message that is not an aside; an error of the server's ends all.
+func (r *backupReader) receive() (pgproto3.BackendMessage, error) {
+	for {
+		m, err := r.src.ReceiveMessage(r.ctx)
+		if err != nil {
+			return nil, err
+		}
+		switch m := m.(type) {
+		case *pgproto3.ErrorResponse:
+			return nil, pgconn.ErrorResponseToPgError(m)
+		case *pgproto3.NoticeResponse, *pgproto3.ParameterStatus, *pgproto3.NotificationResponse:
+		default:
+			return m, nil
+		}
+	}
+}
+
+// result reads one result set to its end.
+func (r *backupReader) result() (rows [][][]byte, err error) {
+	for {
+		m, err := r.receive()
+		if err != nil {
+			return nil, err
+		}
+		switch m := m.(type) {
+		case *pgproto3.RowDescription:
+		case *pgproto3.DataRow:
+			if len(rows) == 1<<20 {
+				return nil, errors.New("a result of more than a million rows")
+			}
+			rows = append(rows, cloneRow(m.Values))
+		case *pgproto3.CommandComplete:
+			return rows, nil
+		default:
+			return nil, fmt.Errorf("the server sent %T, want a result", m)
+		}
+	}
+}
+
+func cloneRow(values [][]byte) [][]byte {
+	out := make([][]byte, len(values))
+	for i, v := range values {
+		out[i] = bytes.Clone(v)
+	}
+	return out
+}
+
+func (r *backupReader) head() error {
+	rows, err := r.result()
+	if err != nil {
+		return err
+	}
+	if r.out.Start, r.out.StartTimeline, err = pointOf(rows); err != nil {
+		return fmt.Errorf("where it starts: %w", err)
+	}
+	if r.opt.Started != nil {
+		r.opt.Started(r.out.Start, r.out.StartTimeline)
+	}
+	if rows, err = r.result(); err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if err := r.tablespace(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tablespace takes a row (oid, location, kilobytes); the data directory itself has
+// no oid and comes last.
+func (r *backupReader) tablespace(row [][]byte) error {
+	if len(row) != 3 {
+		return fmt.Errorf("a tablespace of %d columns, want 3", len(row))
+	}
+	size, _ := strconv.ParseInt(string(row[2]), 10, 64)
+	size = max(0, min(size, 1<<52)) * 1024
+	r.total += size
+	if row[0] == nil {
+		return nil
+	}
+	oid, err := strconv.ParseUint(string(row[0]), 10, 32)
+	if err != nil {
+		return fmt.Errorf("a tablespace with the oid %q", row[0])
+	}
+	location := string(row[1])
+	r.out.Tablespaces = append(r.out.Tablespaces, BackupTablespace{
+		OID: uint32(oid), Location: location, Size: size, InPlace: !path.IsAbs(location),
+	})
+	return nil
+}
+
+// pointOf reads the one row (LSN, timeline).
+func pointOf(rows [][][]byte) (lsn.LSN, uint32, error) {
+	if len(rows) != 1 || len(rows[0]) != 2 {
+		return 0, 0, errors.New("want one row of LSN and timeline")
+	}
+	at, err := lsn.Parse(string(rows[0][0]))
+	if err != nil {
+		return 0, 0, err
+	}
+	t, err := strconv.ParseUint(string(rows[0][1]), 10, 32)
+	if err != nil || t == 0 {
+		return 0, 0, fmt.Errorf("timeline %q", rows[0][1])
+	}
+	return at, uint32(t), nil
+}
+
+// finish reads on to where the server is ready again; here comes the error that
+// tells of wrong checksums. The connection stays usable.
+func (r *backupReader) finish() (failed error) {
+	for {
+		m, err := r.receive()
+		switch {
+		case code(err) != "" && failed == nil:
+			failed = err
+			continue
+		case err != nil:
+			return errors.Join(failed, err)
+		}
+		switch m := m.(type) {
+		case *pgproto3.CommandComplete:
+		case *pgproto3.ReadyForQuery:
+			return failed
+		default:
+			return errors.Join(failed, fmt.Errorf("the server sent %T, want the end of the backup", m))
+		}
+	}
+}
+
+// progress counts files where the server does not count for us.
+func (r *backupReader) progress() {
+	if r.opt.Progress != nil && !r.typed {
+		r.opt.Progress(r.out.Bytes, r.total)
+	}
+}
+
+// untyped reads the answer of 13 and 14: a copy for each tablespace in the order
+// in which they were told, the data directory among them, then the manifest.
+func (r *backupReader) untyped() error {
+	for n := range len(r.out.Tablespaces) + 1 {
+		oid := uint32(0)
+		if n < len(r.out.Tablespaces) {
+			oid = r.out.Tablespaces[n].OID
+		}
+		in, err := r.openCopy()
+		if err != nil {
+			return err
+		}
+		if err := r.archive(in, oid); err != nil {
+			return err
+		}
+	}
+	in, err := r.openCopy()
+	if err != nil {
+		return err
+	}
+	return r.manifest(in)
+}
+
+func (r *backupReader) openCopy() (io.Reader, error) {
+	m, err := r.receive()
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := m.(*pgproto3.CopyOutResponse); !ok {
+		return nil, fmt.Errorf("the server sent %T, want the beginning of a copy", m)
+	}
+	return &plainCopy{r: r}, nil
+}
+
+// plainCopy is the bytes of one copy of the old form.
+type plainCopy struct {
+	r    *backupReader
+	rest []byte
+	done bool
+}
+
+func (c *plainCopy) Read(p []byte) (int, error) {
+	for len(c.rest) == 0 {
+		if c.done {
+			return 0, io.EOF
+		}
+		m, err := c.r.receive()
+		if err != nil {
+			return 0, err
+		}
+		switch m := m.(type) {
+		case *pgproto3.CopyData:
+			c.rest = m.Data
+		case *pgproto3.CopyDone:
+			c.done = true
+		default:
+			return 0, fmt.Errorf("the server sent %T in the midst of a copy", m)
+		}
+	}
+	n := copy(p, c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+// manifest keeps the manifest, bounded.
+func (r *backupReader) manifest(in io.Reader) error {
+	data, err := io.ReadAll(io.LimitReader(in, r.opt.MaxManifest+1))
+	if err != nil {
+		return fmt.Errorf("read the backup manifest: %w", err)
+	}
+	if int64(len(data)) > r.opt.MaxManifest {
+		return fmt.Errorf("the backup manifest has more than %d bytes", r.opt.MaxManifest)
+	}
+	if r.out.Manifest != nil {
+		return errors.New("the server sent two manifests")
+	}
+	r.out.Manifest = data
+	return nil
+}
+
+// Kinds of message in the copy of 15 and later (bbsink_copystream in
+// src/backend/backup/basebackup_copy.c).
+const (
+	msgArchive  = 'n'
+	msgManifest = 'm'
+	msgData     = 'd'
+	msgProgress = 'p'
+)
+
+// typedCopy reads the one copy of 15 and later.
+func (r *backupReader) typedCopy() error {
+	m, err := r.receive()
+	if err != nil {
+		return err
+	}
+	if _, ok := m.(*pgproto3.CopyOutResponse); !ok {
+		return fmt.Errorf("the server sent %T, want the beginning of a copy", m)
+	}
+	c := &typedCopy{r: r}
+	for {
+		if err := c.next(); err != nil {
+			return err
+		}
+		switch c.kind {
+		case 0:
+			return nil
+		case msgManifest:
+			err = r.manifest(c)
+		case msgArchive:
+			var oid uint32
+			if oid, err = archiveOID(c.name); err == nil {
+				err = r.archive(c, oid)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// archiveOID reads the name of an archive: base.tar or <oid>.tar.
+func archiveOID(name string) (uint32, error) {
+	if name == "base.tar" {
+		return 0, nil
+	}
+	base, ext, _ := bytes.Cut([]byte(name), []byte("."))
+	oid, err := strconv.ParseUint(string(base), 10, 32)
+	if err != nil || oid == 0 || string(ext) != "tar" {
+		return 0, fmt.Errorf("an archive named %q, want base.tar or <oid>.tar", name)
+	}
+	return uint32(oid), nil
+}
+
+// typedCopy is a reader of the part that next found, to its end.
+type typedCopy struct {
+	r    *backupReader
+	rest []byte
+	kind byte // of the part that begins; 0 at the end of the copy
+	name string
+	over bool // the message that begins the next part was read already
+}
+
+// next goes to the beginning of the next part. What is left of this one must be none.
+func (c *typedCopy) next() error {
+	if c.over {
+		c.over = false
+		return nil
+	}
+	n, err := c.Read(make([]byte, 1))
+	switch {
+	case n > 0:
+		return errors.New("the server sent data that belong to no archive")
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	c.over = false
+	return nil
+}
+
+func (c *typedCopy) Read(p []byte) (int, error) {
+	for len(c.rest) == 0 {
+		if c.over {
+			return 0, io.EOF
+		}
+		m, err := c.r.receive()
+		if err != nil {
+			return 0, err
+		}
+		if err := c.take(m); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+func (c *typedCopy) take(m pgproto3.BackendMessage) error {
+	switch m := m.(type) {
+	case *pgproto3.CopyDone:
+		c.kind, c.over = 0, true
+		return nil
+	case *pgproto3.CopyData:
+		return c.message(m.Data)
+	default:
+		return fmt.Errorf("the server sent %T in the midst of a copy", m)
+	}
+}
+
+func (c *typedCopy) message(data []byte) error {
+	if len(data) == 0 {
+		return errors.New("an empty message in the midst of a copy")
+	}
+	body := data[1:]
+	switch data[0] {
+	case msgData:
+		c.rest = body
+	case msgArchive:
+		name, rest, ok1 := bytes.Cut(body, []byte{0})
+		_, rest, ok2 := bytes.Cut(rest, []byte{0})
+		if !ok1 || !ok2 || len(rest) != 0 {
+			return fmt.Errorf("a malformed beginning of an archive: %q", body)
+		}
+		c.kind, c.name, c.over = msgArchive, string(name), true
+	case msgManifest:
+		c.kind, c.over = msgManifest, true
+	case msgProgress:
+		if len(body) != 8 {
+			return fmt.Errorf("a progress message of %d bytes, want 8", len(body))
+		}
+		if done := int64(binary.BigEndian.Uint64(body)); c.r.opt.Progress != nil {
+			c.r.opt.Progress(done, c.r.total)
+		}
+	default:
+		return fmt.Errorf("a message of the unknown kind %q in the midst of a copy", data[0])
+	}
+	return nil
+}
