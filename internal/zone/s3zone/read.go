@@ -132,7 +132,12 @@ func explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", zone.ErrDigest, err)
 	case "NotImplemented", "InvalidBucketState", "ObjectLockConfigurationNotFoundError", "InvalidBucketObjectLockConfiguration":
 		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
-	case "KeyTooLongError", "EntityTooLarge", "InvalidArgument", "InvalidRequest":
+	case "InvalidRequest":
+		if said := strings.ReplaceAll(strings.ToLower(err.Error()), " ", ""); strings.Contains(said, "objectlockconfiguration") {
+			return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+		}
+		return err
+	case "KeyTooLongError", "EntityTooLarge", "InvalidArgument":
 		return err
 	}
 	return fmt.Errorf("%w: %w", zone.ErrUnreachable, err)
