@@ -152,6 +152,9 @@ func (c *core) write(ctx context.Context, m *member, j *job) error {
 		if attempt > 0 && !pause(ctx, time.Duration(100<<attempt)*time.Millisecond) {
 			break
 		}
+		if attempt > 0 && c.barred(j.name) {
+			return fmt.Errorf("storing %s: %w", j.name, ErrRemoved)
+		}
 		if err = c.supply(ctx, m, j.debt.Needs); err == nil {
 			err = m.place(ctx, j)
 		}

@@ -26,14 +26,12 @@ import (
 // released, to take their time, or to fail.
 type unruly struct {
 	zone.Driver
-	mu     sync.Mutex
-	hang   chan struct{} // nil: calls go on
-	fault  error
-	delay  time.Duration
-	hung   int
-	peak   int
-	asked  int
-	forget func(name string) bool // a listing that leaves names out
+	mu    sync.Mutex
+	hang  chan struct{} // nil: calls go on
+	fault error
+	delay time.Duration
+	hung  int
+	peak  int
 }
 
 func (u *unruly) set(f func(*unruly)) {
@@ -53,12 +51,14 @@ func (u *unruly) suspend() (release func()) {
 
 func (u *unruly) fail(err error) { u.set(func(u *unruly) { u.fault = err }) }
 
+// MayVanish is a directory's answer, which the embedded interface hides.
+func (u *unruly) MayVanish() bool { return true }
+
 // obey is called first by every call. It ignores the context while it hangs, as
 // a dead mount does.
 func (u *unruly) obey(ctx context.Context) error {
 	u.mu.Lock()
 	hang, fault, delay := u.hang, u.fault, u.delay
-	u.asked++
 	if hang != nil {
 		u.hung++
 		u.peak = max(u.peak, u.hung)
