@@ -80,7 +80,9 @@ type Part struct {
 	Object catalog.Ref `json:"object"`
 	Off    int64       `json:"off"`
 	Len    int64       `json:"len"`
-	Raw    string      `json:"raw_sha256"`
+	// Raw and RawSize are the SHA-256 and size of the object's whole plaintext.
+	Raw     string `json:"raw_sha256"`
+	RawSize int64  `json:"raw_bytes"`
 }
 
 // Stop is what PostgreSQL is told: at most one of the recovery_target settings.

@@ -1,0 +1,268 @@
+package restore
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// What `wal fetch` ends with (C-62). Everything but the first two makes
+// PostgreSQL stop recovery, never end it.
+const (
+	ExitFetched = 0
+	ExitAbsent  = 1
+	ExitDoubt   = 254
+)
+
+// fetchServer answers restore_command for one plan: the programs of the room ask
+// by a socket and get the name of a file in the spool, to be moved into place. A
+// name outside the plan is absent without asking anyone; one inside never is.
+type fetchServer struct {
+	repo  Repo
+	plan  Plan
+	spool string
+	own   func(paths ...string) error
+	ahead int // files fetched before they are asked for
+	retry time.Duration
+
+	listener net.Listener
+	files    map[string]int // place in plan.Files
+
+	mu    sync.Mutex
+	ready map[string]*fetched
+	bytes int64
+	last  error
+}
+
+type fetched struct {
+	done chan struct{}
+	path string
+	err  error
+}
+
+func newFetchServer(ctx context.Context, r Repo, p Plan, socket, spool string, own func(...string) error) (*fetchServer, error) {
+	s := &fetchServer{repo: r, plan: p, spool: spool, own: own, ahead: 4, retry: 30 * time.Second, files: map[string]int{}, ready: map[string]*fetched{}}
+	for i, f := range p.Files {
+		s.files[f.Name] = i
+	}
+	if err := os.Mkdir(spool, 0o700); err != nil {
+		return nil, fmt.Errorf("making the WAL spool of the restore: %w", err)
+	}
+	if err := own(spool); err != nil {
+		return nil, fmt.Errorf("making the WAL spool of the restore: %w", err)
+	}
+	var lc net.ListenConfig
+	var err error
+	if s.listener, err = lc.Listen(ctx, "unix", socket); err != nil {
+		return nil, fmt.Errorf("listening for restore_command: %w", err)
+	}
+	return s, errors.Join(os.Chmod(socket, 0o600), own(socket))
+}
+
+// Run answers until ctx ends.
+func (s *fetchServer) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
+	defer stop()
+	for {
+		conn, err := s.listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("answering restore_command: %w", err)
+		}
+		wg.Go(func() {
+			defer conn.Close()
+			s.answer(ctx, conn)
+		})
+	}
+}
+
+// answer reads one name and says "file PATH", "absent" or "doubt REASON".
+func (s *fetchServer) answer(ctx context.Context, conn net.Conn) {
+	line, err := bufio.NewReaderSize(conn, 512).ReadString('\n')
+	if err != nil {
+		return
+	}
+	name := strings.TrimSuffix(line, "\n")
+	i, known := s.files[name]
+	if !known {
+		fmt.Fprintln(conn, "absent")
+		return
+	}
+	path, err := s.take(ctx, i)
+	if err != nil {
+		s.mu.Lock()
+		s.last = err
+		s.mu.Unlock()
+		fmt.Fprintln(conn, "doubt", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return
+	}
+	fmt.Fprintln(conn, "file", path)
+}
+
+// take waits for file i and sees to it that the next ones are under way.
+func (s *fetchServer) take(ctx context.Context, i int) (string, error) {
+	for k := i + 1; k <= i+s.ahead && k < len(s.plan.Files); k++ {
+		s.begin(ctx, k)
+	}
+	f := s.begin(ctx, i)
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	s.mu.Lock()
+	delete(s.ready, s.plan.Files[i].Name) // asked again, it is fetched again
+	s.mu.Unlock()
+	return f.path, f.err
+}
+
+// begin starts fetching file i unless that is under way or done.
+func (s *fetchServer) begin(ctx context.Context, i int) *fetched {
+	name := s.plan.Files[i].Name
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f, ok := s.ready[name]; ok {
+		return f
+	}
+	f := &fetched{done: make(chan struct{})}
+	s.ready[name] = f
+	go func() {
+		defer close(f.done)
+		f.path, f.err = s.fetch(ctx, s.plan.Files[i])
+	}()
+	return f
+}
+
+// fetch makes one file in the spool, trying for a bounded time.
+func (s *fetchServer) fetch(ctx context.Context, file File) (string, error) {
+	until := time.Now().Add(s.retry)
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		data, n, err := assemble(ctx, s.repo, file)
+		if err == nil {
+			s.mu.Lock()
+			s.bytes += n
+			s.mu.Unlock()
+			return s.store(file.Name, data)
+		}
+		if time.Now().After(until) {
+			return "", fmt.Errorf("fetching %s: %w", file.Name, err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+}
+
+func (s *fetchServer) store(name string, data []byte) (string, error) {
+	path := filepath.Join(s.spool, name)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		return "", fmt.Errorf("spooling %s: %w", name, err)
+	}
+	return path, s.own(path)
+}
+
+// assemble fetches, checks and opens the parts of a file; n is what was fetched.
+func assemble(ctx context.Context, r Repo, file File) (data []byte, n int64, err error) {
+	data = make([]byte, 0, file.Size)
+	for _, p := range file.Parts {
+		sealed, err := r.Reader.Get(ctx, p.Object.Name, p.Object.Size, p.Object.SHA256)
+		if err != nil {
+			return nil, n, err
+		}
+		n += int64(len(sealed))
+		raw, err := seal.OpenFile(sealed, r.identities(), p.RawSize)
+		if err != nil {
+			return nil, n, fmt.Errorf("opening %s: %w", p.Object.Name, err)
+		}
+		if sum := sha256.Sum256(raw); hex.EncodeToString(sum[:]) != p.Raw || p.Off < 0 || p.Len < 0 || p.Off+p.Len > int64(len(raw)) {
+			return nil, n, fmt.Errorf("%s: its %d bytes have SHA-256 %x, its note says %s", p.Object.Name, len(raw), sum, p.Raw)
+		}
+		data = append(data, raw[p.Off:p.Off+p.Len]...)
+	}
+	if int64(len(data)) > file.Size {
+		return nil, n, fmt.Errorf("%s: its parts have %d bytes, want %d", file.Name, len(data), file.Size)
+	}
+	return append(data, make([]byte, file.Size-int64(len(data)))...), n, nil
+}
+
+// FetchMain is restore_command's thin client: it asks the socket for name and
+// moves what it is given to dest. It returns an exit code and never panics.
+func FetchMain(socket, name, dest string) (code int, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			code, err = ExitDoubt, fmt.Errorf("fetching %s: panic: %v", name, p)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return ExitDoubt, fmt.Errorf("fetching %s: the restore that gives it does not answer: %w", name, err)
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return ExitDoubt, fmt.Errorf("fetching %s: %w", name, err)
+		}
+	}
+	fmt.Fprintln(conn, name)
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return ExitDoubt, fmt.Errorf("fetching %s: no whole answer: %w", name, err)
+	}
+	word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+	switch word {
+	case "absent":
+		return ExitAbsent, nil
+	case "file":
+		if err := move(rest, dest); err != nil {
+			return ExitDoubt, fmt.Errorf("fetching %s: %w", name, err)
+		}
+		return ExitFetched, nil
+	}
+	return ExitDoubt, fmt.Errorf("fetching %s: %s", name, rest)
+}
+
+// move renames from to dest, or copies where they lie on two file systems.
+func move(from, dest string) error {
+	if err := os.Rename(from, dest); err == nil {
+		return nil
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	tmp := dest + ".holdfast"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, dest)
+}
+
+// RestoreCommand is the setting that asks socket by program: only 0 and 1 pass;
+// everything else, a panic's 2 and a signal's 128 and more included, becomes 254.
+func RestoreCommand(program, socket string) string {
+	return fmt.Sprintf(`%s wal fetch --room %s "%%f" "%%p"; case $? in 0) exit 0;; 1) exit 1;; *) exit %d;; esac`, shellQuote(program), shellQuote(socket), ExitDoubt)
+}
+
+func shellQuote(s string) string {
+	return "'" + strings.ReplaceAll(strings.ReplaceAll(s, "%", "%%"), "'", `'\''`) + "'"
+}
