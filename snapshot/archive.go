@@ -19,9 +19,9 @@ var ErrGap = errors.New("a stretch of WAL is neither archived nor on the server"
 
 // ArchiveConfig says what an [Archiver] streams.
 type ArchiveConfig struct {
-	DSN  string // of the server; the role needs REPLICATION
-	Slot string // physical replication slot, made where it does not exist
-	SegSize int64 // of the server's WAL segments, in bytes
+	DSN     string // of the server; the role needs REPLICATION
+	Slot    string // physical replication slot, made where it does not exist
+	SegSize int64  // of the server's WAL segments, in bytes
 	// MaxLag is how long a byte may wait before it goes out in a slice (5 s).
 	MaxLag time.Duration
 	// FenceEvery is how often higher epochs are looked for (1 min).
@@ -78,7 +78,6 @@ type streamState struct {
 	received  lsn.LSN
 	serverEnd lsn.LSN
 	server    time.Time
-	heard     time.Time
 	gaps      int
 }
 

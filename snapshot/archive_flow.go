@@ -14,7 +14,6 @@ import (
 func (a *Archiver) take(ctx context.Context, conn *postgres.Conn, m postgres.Msg, stream *postgres.Stream) (turned bool, err error) {
 	now := time.Now()
 	a.mu.Lock()
-	a.st.heard = now
 	a.st.server = later(a.st.server, m.ServerTime)
 	a.st.serverEnd = max(a.st.serverEnd, m.ServerEnd)
 	a.mu.Unlock()
@@ -53,6 +52,9 @@ func (a *Archiver) queue(parts ...part) {
 // restore can know of the turn before any WAL behind it (C-50).
 func (a *Archiver) turn(ctx context.Context, conn *postgres.Conn, m postgres.Msg) error {
 	at, next := m.SwitchLSN, m.NextTimeline
+	if next == 0 {
+		return fmt.Errorf("the server ended timeline %d without naming the next", a.asm.cfg.Timeline)
+	}
 	if err := a.keepHistory(ctx, conn, next, at); err != nil {
 		return err
 	}
@@ -121,19 +123,6 @@ func (a *Archiver) idle() time.Duration {
 		wait = min(wait, time.Until(due))
 	}
 	return max(wait, time.Millisecond)
-}
-
-// alive takes silence for death. While we do not read, we hear nothing.
-func (a *Archiver) alive(deaf bool) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if deaf {
-		a.st.heard = time.Now()
-	}
-	if quiet := time.Since(a.st.heard); quiet > silence {
-		return fmt.Errorf("the server has said nothing for %s", quiet.Round(time.Second))
-	}
-	return nil
 }
 
 // flushed is what the server may forget: what the quorum holds.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/zap"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres"
@@ -16,11 +17,6 @@ import (
 // statusEvery is how often the server hears from us when nothing else happens:
 // well within half of the least sensible wal_sender_timeout (C-49).
 const statusEvery = 2 * time.Second
-
-// silence is how long a server may say nothing before the connection counts as
-// dead: it sends keepalives at half of wal_sender_timeout (60 s by default), and
-// answers a request for one at once.
-const silence = 90 * time.Second
 
 // session is one connection, from timeline to timeline.
 func (a *Archiver) session(ctx context.Context) error {
@@ -63,13 +59,11 @@ func (a *Archiver) identify(ctx context.Context, conn *postgres.Conn) (Server, e
 	}
 	s := Server{SystemID: sys.SystemID, Major: conn.Major(), Timeline: sys.Timeline, LSN: sys.Flushed}
 	if sys.Timeline > 1 {
-		_, text, err := postgres.TimelineHistory(ctx, conn, sys.Timeline)
+		h, err := postgres.TimelineHistory(ctx, conn, sys.Timeline)
 		if err != nil {
 			return Server{}, err
 		}
-		if s.History, err = lsn.ParseHistory(text); err != nil {
-			return Server{}, err
-		}
+		s.History = h.Parsed
 	}
 	return s, nil
 }
@@ -149,14 +143,11 @@ func (a *Archiver) backfillHistories(ctx context.Context, conn *postgres.Conn, s
 }
 
 func (a *Archiver) keepHistory(ctx context.Context, conn *postgres.Conn, timeline uint32, at lsn.LSN) error {
-	name, text, err := postgres.TimelineHistory(ctx, conn, timeline)
+	h, err := postgres.TimelineHistory(ctx, conn, timeline)
 	if err != nil {
 		return err
 	}
-	if name != lsn.HistoryName(timeline) {
-		return fmt.Errorf("the server calls the history of timeline %d %q, want %s", timeline, name, lsn.HistoryName(timeline))
-	}
-	a.pending = append(a.pending, part{file: name, timeline: timeline, from: at, to: at, data: text, known: true})
+	a.pending = append(a.pending, part{file: h.Name, timeline: timeline, from: at, to: at, data: h.Content, known: true})
 	return nil
 }
 
@@ -188,10 +179,17 @@ func (a *Archiver) follow(ctx context.Context, conn *postgres.Conn, server Serve
 		a.joined()
 		turned, err = a.receive(ctx, conn, stream)
 	}
-	if !errors.Is(err, postgres.ErrWALRemoved) {
+	if !removed(err) {
 		return turned, err
 	}
 	return false, errors.Join(err, a.gap(ctx, server, slot, err))
+}
+
+// removed says that the server has no such segment any more. A slot that is
+// invalid is another matter: it is made anew, and the server asked again.
+func removed(err error) bool {
+	var pg *pgconn.PgError
+	return errors.Is(err, postgres.ErrWALRemoved) && errors.As(err, &pg) && pg.Code == "58P01"
 }
 
 // gap records what is lost, and only then aims behind it. The caller connects anew.
@@ -223,7 +221,7 @@ func (a *Archiver) gap(ctx context.Context, server Server, slot postgres.Slot, w
 func (a *Archiver) joined() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.st.connected, a.st.err, a.st.heard = true, nil, time.Now()
+	a.st.connected, a.st.err = true, nil
 }
 
 // heard is a message, or the end of a connection.
@@ -286,9 +284,6 @@ func (a *Archiver) receive(ctx context.Context, conn *postgres.Conn, stream *pos
 		case <-ctx.Done():
 			timer.Stop()
 			return false, ctx.Err()
-		}
-		if err := a.alive(len(a.pending) > 0); err != nil {
-			return false, err
 		}
 	}
 }

@@ -28,7 +28,7 @@ const maxSpans = 512
 // progress knows which WAL is durable in the quorum, and lets others wait for it.
 type progress struct {
 	mu      sync.Mutex
-	spans   []span // sorted, disjoint, not touching
+	spans   []span    // sorted, disjoint, not touching
 	commit  time.Time // newest commit or abort that is durable, the server's clock
 	server  time.Time // the server's clock at the newest durable byte
 	changed chan struct{}
