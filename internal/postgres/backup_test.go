@@ -98,8 +98,8 @@ func TestALostConnectionLosesTheBackup(t *testing.T) {
 
 // C-7
 func TestABackupOfAStandbyThatIsPromotedIsRefused(t *testing.T) {
-	c := pgtest.Start(t)
-	s := c.Standby(t)
+	c := pgtest.Start(t, pgtest.WithSetting("wal_keep_size", "256MB"))
+	s := c.Standby(t, "wal_retrieve_retry_interval = '100ms'")
 	b, err := postgres.StartBackup(t.Context(), connect(t, s), "standby", true)
 	if err != nil {
 		t.Fatal(err)
@@ -127,8 +127,8 @@ func TestABackupOfAStandbyThatIsPromotedIsRefused(t *testing.T) {
 // C-6: on a primary full_page_writes may be off, for the server turns it on for
 // the time; a standby that replayed WAL without it refuses.
 func TestFullPageWritesOffIsRefusedOnAStandbyOnly(t *testing.T) {
-	c := pgtest.Start(t)
-	s := c.Standby(t)
+	c := pgtest.Start(t, pgtest.WithSetting("wal_keep_size", "256MB"))
+	s := c.Standby(t, "wal_retrieve_retry_interval = '100ms'")
 	c.Exec("ALTER SYSTEM SET full_page_writes = off")
 	c.Exec("SELECT pg_reload_conf()")
 	b, err := postgres.StartBackup(t.Context(), connect(t, c), "primary", true)

@@ -194,8 +194,8 @@ func TestFactsSayWhatARoleMayNotSee(t *testing.T) {
 
 // C-9: a standby, and the same server once promoted.
 func TestFactsFollowAPromotion(t *testing.T) {
-	c := pgtest.Start(t)
-	s := c.Standby(t)
+	c := pgtest.Start(t, pgtest.WithSetting("wal_keep_size", "256MB"))
+	s := c.Standby(t, "wal_retrieve_retry_interval = '100ms'")
 	c.Exec("CREATE TABLE x (a int)")
 	s.AwaitReplay(c.LSN())
 	conn := connect(t, s)
