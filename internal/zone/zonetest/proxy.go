@@ -18,6 +18,7 @@ type Fault struct {
 	Rate      int64         // bytes per second of an answer; 0 is unbounded
 	Cut       bool          // connections close once CutAfter bytes of answers went through since Set
 	CutAfter  int64
+	CutNext   bool // the next answer is lost with its connection; the fault ends with it
 	Reset     bool // connections are reset at once
 	BlackHole bool // what is sent vanishes, and no answer comes
 }
@@ -135,8 +136,12 @@ func (p *Proxy) admit(n int, answer bool) (keep int, ok bool) {
 		p.mu.Unlock()
 		return 0, !answer || p.vanish(changed)
 	}
-	ok = true
-	keep = n
+	keep, ok = n, true
+	if answer && f.CutNext {
+		p.fault.CutNext = false
+		p.mu.Unlock()
+		return 0, false
+	}
 	if answer {
 		if f.Cut && p.passed+int64(n) > f.CutAfter {
 			keep, ok = int(max(0, f.CutAfter-p.passed)), false
