@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -167,16 +169,7 @@ func (t *take) streamed(ctx context.Context, r postgres.BaseBackupResult) error 
 	if err := t.compare(r.ParsedManifest); err != nil {
 		return err
 	}
-	for _, d := range r.Dirs {
-		t.header.Dirs = append(t.header.Dirs, catalog.Dir{Path: d.Path, Mode: uint32(d.Mode.Perm())})
-	}
-	for _, s := range r.Tablespaces {
-		space := catalog.Tablespace{OID: s.OID, Path: filepath.Clean(s.Location), InPlace: s.InPlace}
-		if s.InPlace {
-			space.Path = ""
-		}
-		t.header.Tablespaces = append(t.header.Tablespaces, space)
-	}
+	t.placed(r)
 	t.header.Facts.FromStandby = label.FromStandby
 	if err := t.configBeside(ctx); err != nil {
 		return err
@@ -186,6 +179,27 @@ func (t *take) streamed(ctx context.Context, r postgres.BaseBackupResult) error 
 		return fmt.Errorf("look at the server after the backup: %w", err)
 	}
 	return t.stopped(ctx, postgres.StopResult{LSN: r.End, Label: r.Label, TablespaceMap: r.TablespaceMap, Time: now.Now, Parsed: label})
+}
+
+// placed brings directories and tablespaces into the header. A tablespace in place
+// is a directory in the data directory's archive, and in no list (C-14).
+func (t *take) placed(r postgres.BaseBackupResult) {
+	listed := map[string]bool{}
+	for _, s := range r.Tablespaces {
+		listed[fmt.Sprintf("pg_tblspc/%d", s.OID)] = true
+		space := catalog.Tablespace{OID: s.OID, Path: filepath.Clean(s.Location), InPlace: s.InPlace}
+		if s.InPlace {
+			space.Path = ""
+		}
+		t.header.Tablespaces = append(t.header.Tablespaces, space)
+	}
+	for _, d := range r.Dirs {
+		t.header.Dirs = append(t.header.Dirs, catalog.Dir{Path: d.Path, Mode: uint32(d.Mode.Perm())})
+		parent, name := path.Split(d.Path)
+		if oid, err := strconv.ParseUint(name, 10, 32); err == nil && parent == "pg_tblspc/" && !listed[d.Path] {
+			t.header.Tablespaces = append(t.header.Tablespaces, catalog.Tablespace{OID: uint32(oid), InPlace: true})
+		}
+	}
 }
 
 // compare wants each file that the server summed up to have arrived as it was sent.

@@ -1,0 +1,300 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// brittle fails the calls from the left-th on, before they reach a zone or after.
+type brittle struct {
+	vault.Writer
+	left  atomic.Int64
+	after bool
+}
+
+var errBrittle = errors.New("the process was killed here")
+
+func (b *brittle) fail(call func() (vault.Stored, error)) (vault.Stored, error) {
+	if b.left.Add(-1) >= 0 {
+		return call()
+	}
+	if b.after && b.left.Load() == -1 {
+		_, _ = call()
+	}
+	return vault.Stored{}, errBrittle
+}
+
+func (b *brittle) Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error) {
+	return b.fail(func() (vault.Stored, error) { return b.Writer.Put(ctx, name, body, opt) })
+}
+
+func (b *brittle) PutNote(ctx context.Context, name string, body []byte, needs []vault.Need, opt vault.PutOptions) (vault.Stored, error) {
+	if b.left.Add(-1) >= 0 {
+		return b.Writer.PutNote(ctx, name, body, needs, opt)
+	}
+	return vault.Stored{}, errBrittle
+}
+
+// Promise 4: a snapshot exists when its last object does.
+func TestFailureAtEachWriteLeavesNoSnapshotAndALaterTakeWorks(t *testing.T) {
+	pg := startPG(t)
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		for n := int64(0); ; n++ {
+			cfg := r.config(pg, source)
+			store := &brittle{Writer: r.vault.Writer(), after: n%2 == 1}
+			store.left.Store(n)
+			cfg.Store = store
+			_, err := Take(t.Context(), cfg)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, errBrittle) || len(r.notes()) > 0 || n > 20 {
+				t.Fatalf("write %d failed: %v, notes in zones %v", n, err, r.notes())
+			}
+		}
+		snaps, err := catalog.NewReader(r.vault.Reader(), r.trust).Snapshots(t.Context(), "main")
+		if noErr(t, err); len(snaps.List) != 1 || len(snaps.Intents) < 3 || len(snaps.Faults) > 0 {
+			t.Errorf("%d snapshots, %d intents, faults %v", len(snaps.List), len(snaps.Intents), snaps.Faults)
+		}
+	})
+}
+
+func TestCancellationInTheMiddleEndsTheBackupOnTheServer(t *testing.T) {
+	pg := startPG(t)
+	fill(pg, "big", 5000)
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg := r.config(pg, source)
+		cfg.Progress = func(p Progress) {
+			if p.Step == "copy" && p.Done > 2<<20 {
+				cancel()
+			}
+		}
+		if _, err := Take(ctx, cfg); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v, want the cancellation", err)
+		}
+		if len(r.notes()) > 0 {
+			t.Error("there is a note")
+		}
+		r.take(r.config(pg, source))
+	})
+}
+
+// C-2
+func TestLosingTheConnectionIsAnError(t *testing.T) {
+	pg := startPG(t)
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	var once sync.Once
+	cfg.Progress = func(p Progress) {
+		if p.Step == "copy" {
+			once.Do(func() {
+				pg.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holdfast snapshot'")
+			})
+		}
+	}
+	if _, err := Take(t.Context(), cfg); err == nil || len(r.notes()) > 0 {
+		t.Errorf("got %v with notes in %v, want an error and none", err, r.notes())
+	}
+}
+
+// C-16: what is dropped, cut, or grows after the listing.
+func TestFilesThatChangeAfterTheListingAreNoFault(t *testing.T) {
+	pg := startPG(t)
+	fill(pg, "anchor", 5000) // the largest: copied first
+	for _, table := range []string{"goes", "shrinks", "grows"} {
+		fill(pg, table, 300)
+	}
+	gone := pgtest.Value[string](pg, "SELECT pg_relation_filepath('goes')")
+	pg.Exec("CHECKPOINT")
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	cfg.Workers = 1
+	var once sync.Once
+	cfg.Progress = func(p Progress) {
+		if p.Step == "copy" {
+			once.Do(func() {
+				pg.Exec("DROP TABLE goes")
+				pg.Exec("DELETE FROM shrinks WHERE id > 10")
+				pg.Exec("VACUUM shrinks")
+				pg.Exec("INSERT INTO grows SELECT i, repeat('g', 900) FROM generate_series(1001, 2000) i")
+				pg.Exec("CHECKPOINT")
+			})
+		}
+	}
+	s := r.take(cfg)
+	for _, f := range r.manifest(s).Files {
+		if f.Path == gone && f.Size > 0 {
+			t.Errorf("%s was dropped and is in the manifest with %d bytes", gone, f.Size)
+		}
+	}
+	copied := r.revive(s, pg)
+	for sql, want := range map[string]int64{
+		"SELECT count(*) FROM shrinks": 10, "SELECT count(*) FROM grows": 1300, "SELECT count(*) FROM anchor": 5000,
+		"SELECT count(*) FROM pg_class WHERE relname = 'goes'": 0,
+	} {
+		if n := pgtest.Value[int64](copied, sql); n != want || s.Suspect {
+			t.Errorf("%s: %d, want %d; suspect %v", sql, n, want, s.Reasons)
+		}
+	}
+}
+
+// W4, promise 2.
+func TestZoneThatIsAwayGetsTheNoteOnlyAfterBackFill(t *testing.T) {
+	pg := startPG(t)
+	r := newRig(t)
+	away := r.dirs[2] + "-away"
+	noErr(t, os.Rename(r.dirs[2], away))
+	s := r.take(r.config(pg, SourceFiles))
+	if got := r.notes(); len(got) != 2 {
+		t.Fatalf("the note is in zones %v, want the two that are there", got)
+	}
+	noErr(t, os.Rename(away, r.dirs[2]))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.vault.Run(ctx) }()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); len(r.notes()) < 3; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("the zone is still behind: %v", r.vault.Behind())
+		}
+	}
+	cancel()
+	<-done
+	report, err := Verify(t.Context(), VerifyConfig{Cluster: "main", ID: s.ID, Reader: r.vault.Reader(), Trust: r.trust, Identities: r.data})
+	if noErr(t, err); !report.OK() || report.Zones[2].Good != report.Objects {
+		t.Errorf("after back-fill: %+v", report)
+	}
+}
+
+// stuckWAL never becomes durable.
+type stuckWAL struct{}
+
+func (stuckWAL) WaitDurable(ctx context.Context, _ lsn.LSN) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// C-8
+func TestWALThatIsNotDurableEndsTheSnapshotEarly(t *testing.T) {
+	pg := startPG(t)
+	fill(pg, "big", 3000)
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	cfg.WAL, cfg.ArchiveCheck, cfg.Rate = stuckWAL{}, 100*time.Millisecond, 1<<20
+	begun := time.Now()
+	_, err := Take(t.Context(), cfg)
+	if err == nil || !strings.Contains(err.Error(), "early archive check") || time.Since(begun) > 15*time.Second {
+		t.Errorf("after %s: %v", time.Since(begun), err)
+	}
+	if len(r.notes()) > 0 {
+		t.Error("there is a note")
+	}
+}
+
+func TestForgottenBaseEndsTheSnapshotBeforeItsNote(t *testing.T) { // W5
+	pg := startPG(t)
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	forgotten := errors.New("the base is marked")
+	cfg.Keep = func(context.Context) error { return forgotten }
+	if _, err := Take(t.Context(), cfg); !errors.Is(err, forgotten) || len(r.notes()) > 0 {
+		t.Errorf("got %v, notes in %v", err, r.notes())
+	}
+}
+
+// C-7
+func TestStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
+	pg := startPG(t)
+	fill(pg, "big", 3000)
+	standby := pg.Standby(t, "wal_keep_size = '4GB'")
+	standby.AwaitReplay(pg.LSN())
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		s := r.take(r.config(standby, source))
+		m := r.manifest(s)
+		if !m.Header.Facts.FromStandby || m.Header.Facts.MinRecoveryEnd != s.StopLSN || s.Suspect {
+			t.Errorf("facts %+v, suspect %v", m.Header.Facts, s.Reasons)
+		}
+	})
+	r := newRig(t)
+	cfg := r.config(standby, SourceFiles)
+	var once sync.Once
+	cfg.Progress = func(p Progress) {
+		if p.Step == "copy" {
+			once.Do(standby.Promote)
+		}
+	}
+	if _, err := Take(t.Context(), cfg); !errors.Is(err, postgres.ErrChanged) || len(r.notes()) > 0 {
+		t.Errorf("got %v, want that the server changed", err)
+	}
+}
+
+// C-6
+func TestStandbyOfAPrimaryWithoutFullPageWritesIsRefused(t *testing.T) {
+	pg := startPG(t, pgtest.WithSetting("full_page_writes", "off"))
+	standby := pg.Standby(t)
+	fill(pg, "t", 100)
+	pg.Exec("CHECKPOINT")
+	standby.AwaitReplay(pg.LSN())
+	standby.Exec("CHECKPOINT")
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		_, err := Take(t.Context(), r.config(standby, source))
+		if err == nil || !strings.Contains(err.Error(), "full_page_writes") || len(r.notes()) > 0 {
+			t.Errorf("from a standby: %v", err)
+		}
+		if s := r.take(r.config(pg, source)); s.Suspect {
+			t.Errorf("from the primary: %v", s.Reasons)
+		}
+	})
+}
+
+// C-15
+func TestConfigurationOutsideTheDataDirectoryIsTaken(t *testing.T) {
+	pg := pgtest.Create(t, pgtest.WithSetting("wal_keep_size", "1GB"))
+	hba := filepath.Join(pg.Mkdir("etc"), "pg_hba.conf")
+	data, err := os.ReadFile(filepath.Join(pg.DataDir, "pg_hba.conf"))
+	noErr(t, err)
+	noErr(t, os.WriteFile(hba, data, 0o644))
+	pg.Configure("hba_file = '" + hba + "'")
+	pg.Start()
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		found := false
+		for _, f := range r.manifest(r.take(r.config(pg, source))).Files {
+			if f.Outside {
+				found = f.Path == hba && f.Size == int64(len(data))
+			}
+		}
+		if !found {
+			t.Errorf("%s is not in the manifest", hba)
+		}
+	})
+}
+
+func TestDataDirectoryOfAnotherClusterIsRefused(t *testing.T) {
+	pg, other := startPG(t), pgtest.Create(t, pgtest.WithInitdb("--wal-segsize=1"))
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	cfg.DataDirectory = other.DataDir
+	if _, err := Take(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "another cluster's") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,300 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+	"github.com/holdfast-dr/holdfast/internal/zone/dirzone"
+)
+
+// rig is a repository of three directories with its keys, for taking snapshots.
+type rig struct {
+	t       testing.TB
+	dirs    []string
+	vault   *vault.Vault
+	signer  note.Signer
+	trust   seal.Trust
+	data    []age.Identity
+	index   []age.Identity
+	dataTo  []age.Recipient
+	indexTo []age.Recipient
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t}
+	skey, vkey, err := seal.NewSigningKey("node")
+	noErr(t, err)
+	r.signer, _, err = seal.LoadSigner(skey)
+	noErr(t, err)
+	r.trust, err = seal.NewTrust([]seal.TrustedSigner{{VKey: vkey, Clusters: []string{"*"}, May: []string{"snapshot", "wal"}}})
+	noErr(t, err)
+	r.data, r.dataTo = identity(t)
+	r.index, r.indexTo = identity(t)
+	var zones []*zone.Zone
+	for i := range 3 {
+		dir := t.TempDir()
+		id := zone.Identity{Format: 1, Repository: "repo", Zone: fmt.Sprintf("z%d", i)}
+		d, err := dirzone.New(dir)
+		noErr(t, err)
+		noErr(t, zone.Initialise(t.Context(), d, id))
+		r.dirs = append(r.dirs, dir)
+		zones = append(zones, zone.Open(id.Zone, d, id, zone.Options{}))
+	}
+	r.vault, err = vault.Open(vault.Config{Zones: zones, Quorum: 2, State: t.TempDir(), RetryAfter: 10 * time.Millisecond})
+	noErr(t, err)
+	t.Cleanup(func() { r.vault.Close() })
+	return r
+}
+
+func noErr(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func identity(t testing.TB) ([]age.Identity, []age.Recipient) {
+	t.Helper()
+	secret, public, err := seal.NewX25519Identity()
+	noErr(t, err)
+	ids, err := seal.ParseIdentities([]byte(secret))
+	noErr(t, err)
+	to, err := seal.ParseRecipients([]string{public})
+	noErr(t, err)
+	return ids, to
+}
+
+// config takes from pg into the rig.
+func (r *rig) config(pg *pgtest.Cluster, source string) TakeConfig {
+	return TakeConfig{
+		Cluster: "main", Node: "node", Epoch: 1, Source: source, DSN: pg.DSN("postgres"), Fast: true,
+		Store: r.vault.Writer(), Signer: r.signer, Trust: r.trust,
+		Data: r.dataTo, Index: r.indexTo, Fingerprints: []string{"0123456789abcdef"},
+		WAL: keptWAL{pg.DSN("postgres")},
+	}
+}
+
+func (r *rig) take(cfg TakeConfig) catalog.Snapshot {
+	r.t.Helper()
+	s, err := Take(r.t.Context(), cfg)
+	noErr(r.t, err)
+	return s
+}
+
+// keptWAL is for servers that keep all their WAL in pg_wal: what is flushed there
+// is as durable as these tests need.
+type keptWAL struct{ dsn string }
+
+func (k keptWAL) WaitDurable(ctx context.Context, upTo lsn.LSN) error {
+	conn, err := pgx.Connect(ctx, k.dsn)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.Background())
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var there bool
+		err := conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+			ELSE pg_current_wal_flush_lsn() END >= $1::text::pg_lsn`, upTo.String()).Scan(&there)
+		if err != nil || there {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// manifest opens a snapshot's manifest by way of its note.
+func (r *rig) manifest(s catalog.Snapshot) catalog.Manifest {
+	r.t.Helper()
+	ctx := r.t.Context()
+	noted, _, err := openSnapshot(ctx, r.vault.Reader(), r.trust, catalog.SnapshotName(s.Cluster, s.ID), s.Cluster)
+	noErr(r.t, err)
+	sealed, err := r.vault.Reader().Get(ctx, noted.Manifest.Name, noted.Manifest.Size, noted.Manifest.SHA256)
+	noErr(r.t, err)
+	plain, err := seal.OpenBlob(sealed, r.index, 1<<30)
+	noErr(r.t, err)
+	m, err := catalog.DecodeManifest(bytes.NewReader(plain))
+	noErr(r.t, err)
+	return m
+}
+
+// unpack writes the files of a snapshot below dir, which exists, and checks each
+// against the manifest. It is no restore: it exists to prove what was taken.
+func (r *rig) unpack(m catalog.Manifest, dir string) {
+	r.t.Helper()
+	frames := map[[2]int][]byte{}
+	for _, p := range m.Packs {
+		body, err := r.vault.Reader().Get(r.t.Context(), p.Ref.Name, p.Ref.Size, p.Ref.SHA256)
+		noErr(r.t, err)
+		noErr(r.t, seal.DecodePack(body, r.data, nil, func(i int, raw []byte) error {
+			frames[[2]int{p.N, i}] = bytes.Clone(raw)
+			return nil
+		}))
+	}
+	for _, d := range m.Header.Dirs {
+		noErr(r.t, os.MkdirAll(filepath.Join(dir, d.Path), 0o700))
+	}
+	for _, f := range m.Files {
+		var data []byte
+		for _, e := range f.Extents {
+			data = append(data, frames[[2]int{e.Pack, e.Frame}][e.Off:e.Off+e.Len]...)
+		}
+		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != f.SHA256 || int64(len(data)) != f.Size {
+			r.t.Fatalf("%s: %d bytes with SHA-256 %x, the manifest says %d and %s", f.Path, len(data), sum, f.Size, f.SHA256)
+		}
+		if !f.Outside {
+			noErr(r.t, os.WriteFile(filepath.Join(dir, f.Path), data, 0o600))
+		}
+	}
+	noErr(r.t, os.WriteFile(filepath.Join(dir, "backup_label"), m.Header.Label, 0o600))
+}
+
+// revive unpacks a snapshot beside pg, gives it pg's WAL and starts it.
+func (r *rig) revive(s catalog.Snapshot, pg *pgtest.Cluster) *pgtest.Cluster {
+	r.t.Helper()
+	m := r.manifest(s)
+	dir := pg.Mkdir("revived-" + s.ID)
+	r.unpack(m, dir)
+	for _, space := range m.Header.Tablespaces {
+		if !space.InPlace {
+			at := pg.Mkdir(fmt.Sprintf("revived-space-%s-%d", s.ID, space.OID))
+			link := filepath.Join(dir, "pg_tblspc", fmt.Sprint(space.OID))
+			noErr(r.t, os.RemoveAll(at))
+			noErr(r.t, os.Rename(link, at))
+			noErr(r.t, os.Symlink(at, link))
+			noErr(r.t, pgtest.Own(at))
+		}
+	}
+	segments, err := filepath.Glob(filepath.Join(pg.DataDir, "pg_wal", "0*"))
+	noErr(r.t, err)
+	for _, name := range segments {
+		data, err := os.ReadFile(name)
+		noErr(r.t, err)
+		noErr(r.t, os.WriteFile(filepath.Join(dir, "pg_wal", filepath.Base(name)), data, 0o600))
+	}
+	noErr(r.t, pgtest.Own(dir))
+	copied := pg.Adopt(dir, "archive_mode = off")
+	copied.Start()
+	return copied
+}
+
+// notes are the zones in which a snapshot is committed.
+func (r *rig) notes() (zones []int) {
+	for i, dir := range r.dirs {
+		found, err := filepath.Glob(filepath.Join(dir, "clusters/main/snapshots/*/snapshot.note"))
+		noErr(r.t, err)
+		if len(found) > 0 {
+			zones = append(zones, i)
+		}
+	}
+	return zones
+}
+
+func startPG(t testing.TB, opts ...pgtest.Option) *pgtest.Cluster {
+	t.Helper()
+	return pgtest.Start(t, append(opts, pgtest.WithSetting("wal_keep_size", "4GB"))...)
+}
+
+// fill makes a table of about n kB.
+func fill(pg *pgtest.Cluster, table string, n int) {
+	pg.Exec(fmt.Sprintf(`CREATE TABLE %s (id int PRIMARY KEY, pad text);
+		INSERT INTO %s SELECT i, md5(i::text) || repeat('x', 900) FROM generate_series(1, %d) i`, table, table, n))
+}
+
+func containsAny(list []string, part string) bool {
+	for _, s := range list {
+		if strings.Contains(s, part) {
+			return true
+		}
+	}
+	return false
+}
+
+var putOptions vault.PutOptions
+
+func refs(list ...catalog.Ref) func(context.Context, uint32, lsn.LSN, lsn.LSN) ([]catalog.Ref, error) {
+	return func(context.Context, uint32, lsn.LSN, lsn.LSN) ([]catalog.Ref, error) { return list, nil }
+}
+
+func port(pg *pgtest.Cluster) string { return fmt.Sprint(pg.Port) }
+
+// churn runs pgbench beside tables that are made, grow, are truncated and dropped,
+// until the returned function is called.
+func churn(t *testing.T, pg *pgtest.Cluster) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	bench := exec.CommandContext(ctx, pg.Bin("pgbench"), "-n", "-c", "2", "-T", "600", "-h", pg.SocketDir, "-p", port(pg), "-U", "postgres", "postgres")
+	noErr(t, bench.Start())
+	conn := pg.Conn("postgres")
+	started, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for n := 0; ; n++ {
+			for _, sql := range []string{
+				"CREATE TABLE IF NOT EXISTS brief AS SELECT i, repeat('y', 800) FROM generate_series(1, 2000) i",
+				"INSERT INTO brief SELECT i, repeat('z', 800) FROM generate_series(1, 500) i",
+				"CHECKPOINT", "TRUNCATE brief", "DROP TABLE brief",
+			} {
+				if _, err := conn.Exec(ctx, sql); err != nil {
+					done <- err
+					return
+				}
+			}
+			if n == 0 {
+				close(started)
+			}
+		}
+	}()
+	select {
+	case <-started:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	return func() {
+		cancel()
+		<-done
+		_ = bench.Wait() // killed
+		conn.Close(context.Background())
+		pg.Exec("DROP TABLE IF EXISTS brief")
+	}
+}
+
+// spoil stops pg and writes bytes into a page of a table; it returns the file.
+func spoil(t *testing.T, pg *pgtest.Cluster, table string, block, off int64, bytes []byte) (path string) {
+	t.Helper()
+	if pg.PID() == 0 {
+		pg.Start()
+	}
+	path = pgtest.Value[string](pg, "SELECT pg_relation_filepath($1::text::regclass)", table)
+	pg.Stop()
+	f, err := os.OpenFile(filepath.Join(pg.DataDir, path), os.O_WRONLY, 0)
+	noErr(t, err)
+	_, err = f.WriteAt(bytes, block*8192+off)
+	noErr(t, err)
+	noErr(t, f.Close())
+	return path
+}
