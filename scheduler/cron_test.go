@@ -37,30 +37,54 @@ func TestDaylightSavingSkipsNothingAndDoublesNothing(t *testing.T) {
 		name, spec, after string
 		want              []string // in UTC
 	}{
-		{"Berlin spring, 02:30 does not exist", "CRON_TZ=Europe/Berlin 30 2 * * *", "2026-03-28T00:00:00Z",
-			[]string{"2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"}},
-		{"Berlin autumn, 02:30 comes twice", "CRON_TZ=Europe/Berlin 30 2 * * *", "2026-10-24T00:00:00Z",
-			[]string{"2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"}},
-		{"Berlin autumn, from the middle of the hour that repeats", "CRON_TZ=Europe/Berlin 30 2 * * *", "2026-10-25T01:10:00Z",
-			[]string{"2026-10-26T01:30:00Z"}},
-		{"Berlin spring, many skipped times are one slot with the time after", "CRON_TZ=Europe/Berlin */15 * * * *", "2026-03-29T00:30:00Z",
-			[]string{"2026-03-29T00:45:00Z", "2026-03-29T01:00:00Z", "2026-03-29T01:15:00Z"}},
-		{"Berlin autumn, each time of the repeated hour once", "CRON_TZ=Europe/Berlin 0,30 * * * *", "2026-10-24T23:45:00Z",
-			[]string{"2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z", "2026-10-25T02:00:00Z"}},
-		{"New York spring", "CRON_TZ=America/New_York 15 2 * * *", "2026-03-07T12:00:00Z",
-			[]string{"2026-03-08T07:00:00Z", "2026-03-09T06:15:00Z"}},
-		{"New York autumn", "CRON_TZ=America/New_York 30 1 * * *", "2026-10-31T12:00:00Z",
-			[]string{"2026-11-01T05:30:00Z", "2026-11-02T06:30:00Z"}},
-		{"Lord Howe spring, half an hour", "CRON_TZ=Australia/Lord_Howe 15 2 * * *", "2026-10-02T20:00:00Z",
-			[]string{"2026-10-03T15:30:00Z", "2026-10-04T15:15:00Z"}},
-		{"Lord Howe autumn, half an hour", "CRON_TZ=Australia/Lord_Howe 45 1 * * *", "2026-04-03T20:00:00Z",
-			[]string{"2026-04-04T14:45:00Z", "2026-04-05T15:15:00Z"}},
-		{"Samoa lost a whole day", "CRON_TZ=Pacific/Apia 0 12 * * *", "2011-12-29T00:00:00Z",
-			[]string{"2011-12-29T22:00:00Z", "2011-12-30T10:00:00Z", "2011-12-30T22:00:00Z"}},
-		{"midnight that does not exist", "CRON_TZ=America/Sao_Paulo 0 0 * * *", "2018-11-03T12:00:00Z",
-			[]string{"2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z"}},
-		{"UTC by default", "15 */6 * * *", "2026-03-29T00:15:00Z",
-			[]string{"2026-03-29T06:15:00Z", "2026-03-29T12:15:00Z"}},
+		{
+			"Berlin spring, 02:30 does not exist", "CRON_TZ=Europe/Berlin 30 2 * * *", "2026-03-28T00:00:00Z",
+			[]string{"2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"},
+		},
+		{
+			"Berlin autumn, 02:30 comes twice", "CRON_TZ=Europe/Berlin 30 2 * * *", "2026-10-24T00:00:00Z",
+			[]string{"2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"},
+		},
+		{
+			"Berlin autumn, from the middle of the hour that repeats", "CRON_TZ=Europe/Berlin 30 2 * * *", "2026-10-25T01:10:00Z",
+			[]string{"2026-10-26T01:30:00Z"},
+		},
+		{
+			"Berlin spring, many skipped times are one slot with the time after", "CRON_TZ=Europe/Berlin */15 * * * *", "2026-03-29T00:30:00Z",
+			[]string{"2026-03-29T00:45:00Z", "2026-03-29T01:00:00Z", "2026-03-29T01:15:00Z"},
+		},
+		{
+			"Berlin autumn, each time of the repeated hour once", "CRON_TZ=Europe/Berlin 0,30 * * * *", "2026-10-24T23:45:00Z",
+			[]string{"2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z", "2026-10-25T02:00:00Z"},
+		},
+		{
+			"New York spring", "CRON_TZ=America/New_York 15 2 * * *", "2026-03-07T12:00:00Z",
+			[]string{"2026-03-08T07:00:00Z", "2026-03-09T06:15:00Z"},
+		},
+		{
+			"New York autumn", "CRON_TZ=America/New_York 30 1 * * *", "2026-10-31T12:00:00Z",
+			[]string{"2026-11-01T05:30:00Z", "2026-11-02T06:30:00Z"},
+		},
+		{
+			"Lord Howe spring, half an hour", "CRON_TZ=Australia/Lord_Howe 15 2 * * *", "2026-10-02T20:00:00Z",
+			[]string{"2026-10-03T15:30:00Z", "2026-10-04T15:15:00Z"},
+		},
+		{
+			"Lord Howe autumn, half an hour", "CRON_TZ=Australia/Lord_Howe 45 1 * * *", "2026-04-03T20:00:00Z",
+			[]string{"2026-04-04T14:45:00Z", "2026-04-05T15:15:00Z"},
+		},
+		{
+			"Samoa lost a whole day", "CRON_TZ=Pacific/Apia 0 12 * * *", "2011-12-29T00:00:00Z",
+			[]string{"2011-12-29T22:00:00Z", "2011-12-30T10:00:00Z", "2011-12-30T22:00:00Z"},
+		},
+		{
+			"midnight that does not exist", "CRON_TZ=America/Sao_Paulo 0 0 * * *", "2018-11-03T12:00:00Z",
+			[]string{"2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z"},
+		},
+		{
+			"UTC by default", "15 */6 * * *", "2026-03-29T00:15:00Z",
+			[]string{"2026-03-29T06:15:00Z", "2026-03-29T12:15:00Z"},
+		},
 		{"leap day", "0 0 29 2 *", "2026-01-01T00:00:00Z", []string{"2028-02-29T00:00:00Z"}},
 		{"never", "0 0 30 2 *", "2026-01-01T00:00:00Z", []string{"0001-01-01T00:00:00Z"}},
 	}

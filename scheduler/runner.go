@@ -276,7 +276,11 @@ func (r *Runner) beat(ctx context.Context, end context.CancelCauseFunc, job Job,
 			return
 		case <-tick.C:
 		}
-		err := r.Queue.Heartbeat(ctx, job, newest(report))
+		progress := newest(report)
+		err := r.Queue.Heartbeat(ctx, job, progress)
+		if err != nil && progress != nil {
+			offer(report, progress)
+		}
 		switch {
 		case errors.Is(err, ErrCancelled):
 			end(ErrCancelled)
@@ -285,6 +289,14 @@ func (r *Runner) beat(ctx context.Context, end context.CancelCauseFunc, job Job,
 		case err != nil && ctx.Err() == nil:
 			r.Log.Warn("a job's progress was not stored", zap.Int64("job", job.ID), zap.Error(err))
 		}
+	}
+}
+
+// offer puts a report back unless there is a newer one.
+func offer(report chan json.RawMessage, text json.RawMessage) {
+	select {
+	case report <- text:
+	default:
 	}
 }
 
