@@ -94,11 +94,12 @@ type repo struct {
 	to    []age.Recipient
 	sign  note.Signer
 	trust seal.Trust
+	state string // where nodes keep their state
 }
 
 func newWALRepo(t testing.TB) *repo {
 	t.Helper()
-	r := &repo{t: t}
+	r := &repo{t: t, state: t.TempDir()}
 	for i := range 3 {
 		dir := t.TempDir()
 		d, err := dirzone.New(dir)
