@@ -109,7 +109,8 @@ func writeTemp(dir string, data []byte, perm fs.FileMode) (name string, err erro
 }
 
 // MkdirAll makes path and the parents it lacks, and fsyncs each directory that
-// got an entry.
+// got an entry; path's own parent in any case, since an earlier call may have
+// made path and failed, or died, before its fsync.
 func MkdirAll(path string, perm fs.FileMode) error {
 	path = filepath.Clean(path)
 	info, err := os.Stat(path)
@@ -117,7 +118,10 @@ func MkdirAll(path string, perm fs.FileMode) error {
 		if !info.IsDir() {
 			return fmt.Errorf("make directory %s: %w", path, unix.ENOTDIR)
 		}
-		return nil
+		if err := SyncDir(filepath.Dir(path)); !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		return nil // a parent that we may not read is not one that we made
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("make directory %s: %w", path, err)

@@ -170,8 +170,8 @@ func (z *Zone) verify(ctx context.Context, ttl time.Duration) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUnreachable, context.Cause(ctx))
 		}
-		// %v: a missing identity must not look like a missing object.
-		return fmt.Errorf("%w: %v", ErrUnreachable, err)
+		// Its text only: a missing identity must not look like a missing object.
+		return fmt.Errorf("%w: %s", ErrUnreachable, err.Error())
 	}
 	if begin.After(z.seen) {
 		z.seen = begin

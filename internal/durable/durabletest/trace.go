@@ -146,12 +146,12 @@ func (t *tracer) run() error {
 
 func (t *tracer) stopped(pid int, status unix.WaitStatus) error {
 	signal := 0
-	switch sig := status.StopSignal(); {
-	case sig == unix.SIGTRAP|0x80:
+	switch sig := status.StopSignal(); sig {
+	case unix.SIGTRAP | 0x80:
 		if err := t.syscall(pid); err != nil {
 			return err
 		}
-	case sig == unix.SIGTRAP, sig == unix.SIGSTOP: // a clone, a new thread
+	case unix.SIGTRAP, unix.SIGSTOP: // a clone, a new thread
 	default:
 		signal = int(sig)
 	}

@@ -42,7 +42,15 @@ const (
 type Driver struct {
 	root  string
 	swept sync.Once
+
+	mu sync.Mutex
+	// synced are directories whose own names we have seen durable. One that
+	// another process made a moment ago may not be.
+	synced map[string]bool
 }
+
+// maxSynced bounds what we remember; what is forgotten costs an fsync.
+const maxSynced = 4096
 
 var (
 	_ zone.Driver   = (*Driver)(nil)
@@ -132,20 +140,41 @@ func (d *Driver) mkdirs(rel string) error {
 		parent := at
 		at = filepath.Join(at, part)
 		err := os.Mkdir(at, 0o700)
-		switch {
-		case err == nil:
-			if err := durable.SyncDir(parent); err != nil {
-				return err
-			}
-		case !errors.Is(err, fs.ErrExist):
-			return err
-		default:
+		if errors.Is(err, fs.ErrExist) {
 			if err := isRealDir(at); err != nil {
 				return err
 			}
+			if d.isSynced(at) {
+				continue
+			}
+		} else if err != nil {
+			return err
 		}
+		if err := durable.SyncDir(parent); err != nil {
+			return err
+		}
+		d.setSynced(at, true)
 	}
 	return nil
+}
+
+func (d *Driver) isSynced(dir string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.synced[dir]
+}
+
+func (d *Driver) setSynced(dir string, is bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.synced == nil || len(d.synced) >= maxSynced {
+		d.synced = map[string]bool{}
+	}
+	if is {
+		d.synced[dir] = true
+	} else {
+		delete(d.synced, dir)
+	}
 }
 
 func isDir(p string) error {
@@ -168,13 +197,13 @@ func isRealDir(p string) error {
 func (d *Driver) explain(err error) error {
 	for _, gone := range []error{unix.EIO, unix.ESTALE, unix.ENOTCONN, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.ESHUTDOWN} {
 		if errors.Is(err, gone) {
-			return fmt.Errorf("%w: %v", zone.ErrUnreachable, err)
+			return fmt.Errorf("%w: %s", zone.ErrUnreachable, err.Error())
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		if derr := isDir(d.root); derr != nil {
-			// %v: its "no such file" is not the object's.
-			return fmt.Errorf("%w: %v; mount it, or make it and run zone add", zone.ErrUnreachable, derr)
+			// Its text only: its "no such file" is not the object's.
+			return fmt.Errorf("%w: %s; mount it, or make it and run zone add", zone.ErrUnreachable, derr.Error())
 		}
 	}
 	return err
@@ -224,7 +253,7 @@ func (d *Driver) open(ctx context.Context, name, version string) (*os.File, fs.F
 	if err != nil {
 		return nil, nil, d.explain(err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // it was only read
 	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not make us wait
 	if errors.Is(err, unix.ENOTDIR) {
 		err = fs.ErrNotExist
@@ -268,6 +297,7 @@ func (d *Driver) RemoveVersion(ctx context.Context, name, version string) error 
 		return d.explain(err)
 	}
 	for dir := filepath.Dir(file); dir != d.root; dir = filepath.Dir(dir) {
+		d.setSynced(dir, false) // before: another Create may make it again at once
 		if unix.Rmdir(dir) != nil {
 			break
 		}
