@@ -53,7 +53,7 @@ func (m *member) rest(ctx context.Context, d time.Duration) {
 	for {
 		select {
 		case <-m.kick:
-			if fault, _ := m.health(); fault == nil {
+			if _, fault := m.health(); fault == nil {
 				return
 			}
 		case <-timer.C:
@@ -78,16 +78,20 @@ func (c *core) catchUp(ctx context.Context, m *member) error {
 		if err := c.payPhase(ctx, m, phase); first == nil {
 			first = err
 		}
-		if fault, _ := m.health(); fault != nil || ctx.Err() != nil {
+		if _, fault := m.health(); fault != nil || ctx.Err() != nil {
 			break
 		}
+	}
+	if first == nil && m.debts.len() == 0 && m.debts.overflowed() {
+		c.relist.Store(true)
+		c.zoneReturned()
 	}
 	return first
 }
 
 // ping sees whether a zone that was down is back.
 func (m *member) ping(ctx context.Context) error {
-	if fault, last := m.health(); fault == nil && !last.IsZero() {
+	if last, fault := m.health(); fault == nil && !last.IsZero() {
 		return nil
 	}
 	_, err := m.Stat(ctx, "holdfast.json", "")
@@ -104,11 +108,12 @@ func (c *core) payPhase(ctx context.Context, m *member, phase int) error {
 	turn := make(chan struct{}, copiesPerZone)
 	behind := m.unready(phase)
 	for _, l := range m.debts.all() {
-		if phaseOf(l.Key) != phase || m.debts.held(l.Key) || (len(l.Value.Needs) == 0 && behind[clusterOf(l.Key)]) {
+		if phaseOf(l.Key) != phase || m.debts.held(l.Key) || m.debts.hopeless(l.Key, 60*c.cfg.RetryAfter) ||
+			(len(l.Value.Needs) == 0 && behind[clusterOf(l.Key)]) {
 			continue
 		}
 		turn <- struct{}{}
-		if fault, _ := m.health(); fault != nil || ctx.Err() != nil {
+		if _, fault := m.health(); fault != nil || ctx.Err() != nil {
 			break
 		}
 		wg.Go(func() {
@@ -127,14 +132,15 @@ func (c *core) payPhase(ctx context.Context, m *member, phase int) error {
 }
 
 // unready names the clusters whose notes must wait, because the zone still lacks
-// objects of theirs that the notes may vouch for.
+// objects of theirs that the notes may vouch for. What no zone has any more
+// keeps no note back.
 func (m *member) unready(phase int) map[string]bool {
 	if phase != phaseNotes {
 		return nil
 	}
 	out := map[string]bool{}
 	for _, l := range m.debts.all() {
-		if phaseOf(l.Key) == phaseObjects {
+		if phaseOf(l.Key) == phaseObjects && !m.debts.hopeless(l.Key, time.Hour) {
 			out[clusterOf(l.Key)] = true
 		}
 	}
@@ -156,6 +162,9 @@ func (c *core) pay(ctx context.Context, m *member, name string, owed debt) error
 		c.log.Warn("not back-filled: gone from the other zones too", zap.String("zone", m.name), zap.String("object", name))
 	case errors.Is(err, ErrConflict):
 		c.bad(m.name, name, err)
+	case errors.Is(err, ErrNoGoodCopy):
+		m.debts.giveUp(name)
+		return err
 	default:
 		return err
 	}

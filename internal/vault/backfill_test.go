@@ -192,3 +192,23 @@ func TestBackFillCopiesOnlyBytesThatMatch(t *testing.T) {
 		return true
 	})
 }
+
+// An object that no zone has any more does not keep a returning zone from the
+// rest, nor from the notes of its cluster.
+func TestWhatIsLostEverywhereHoldsNothingElseBack(t *testing.T) {
+	h := build(t, 3, 2)
+	h.zones[2].fail(errBroken)
+	const lost, other, note = "clusters/x/lost.age", "clusters/x/other.age", "clusters/x/wal/1/1/a-b.note"
+	h.put(lost, body(1))
+	h.put(other, body(2))
+	h.put(note, body(3))
+	h.restart()
+	rot(t, h.file(0, lost))
+	rot(t, h.file(1, lost))
+	h.zones[2].fail(nil)
+	h.run()
+	eventually(t, "c has the rest", func() bool { return h.holds(2, other, body(2)) && h.holds(2, note, body(3)) })
+	if h.Behind()["c"] != 1 || h.holds(2, lost, body(1)) {
+		t.Errorf("c is %d behind", h.Behind()["c"])
+	}
+}

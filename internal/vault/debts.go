@@ -30,12 +30,13 @@ var errTooManyDebts = errors.New("a zone misses more objects than the journal ho
 type debts struct {
 	*journal[debt]
 	mu   sync.Mutex
-	busy map[string]int // being written by a Put right now
-	over bool           // some could not be journalled
+	busy map[string]int       // being written by a Put right now
+	over bool                 // some could not be journalled
+	lost map[string]time.Time // no zone had a good copy then
 }
 
 func newDebts() *debts {
-	return &debts{journal: newJournal[debt](), busy: map[string]int{}}
+	return &debts{journal: newJournal[debt](), busy: map[string]int{}, lost: map[string]time.Time{}}
 }
 
 // owe journals a debt durably. What is known already is only made more exact.
@@ -88,6 +89,24 @@ func (d *debts) held(name string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.busy[name] > 0
+}
+
+// giveUp notes that no zone has a good copy: it is not looked for at every turn.
+func (d *debts) giveUp(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.lost) >= maxLazy {
+		clear(d.lost)
+	}
+	d.lost[name] = time.Now()
+}
+
+// hopeless says that within the time given no zone had a good copy.
+func (d *debts) hopeless(name string, within time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at, lost := d.lost[name]
+	return lost && time.Since(at) < within
 }
 
 // The order in which a zone catches up: the marks that say what is deleted

@@ -130,6 +130,7 @@ func (c *core) source(ctx context.Context, m *member, name string, owed debt) ([
 	others := c.root().placed(name)
 	others.members = slices.DeleteFunc(slices.Clone(others.members), func(o *member) bool { return o == m })
 	others.n--
+	others.quorum = 1 // it was acknowledged: only all of them can say that it is gone
 	if owed.SHA256 == "" {
 		owed.SHA256 = digestIn(name)
 	}

@@ -44,7 +44,7 @@ var errSlow = fmt.Errorf("did not answer as fast as enough others did: %w", zone
 // many names: look at Complete before concluding that something is not there.
 func (r Reader) List(ctx context.Context, prefix string) (Listing, error) {
 	s := r.v.placed(prefix)
-	found, faults := gather(ctx, r.v, s, func(ctx context.Context, m *member) ([]zone.Object, bool, error) {
+	found, faults := gather(ctx, s, r.v.cfg.SlowAfter, func(ctx context.Context, m *member) ([]zone.Object, bool, error) {
 		objects, err := m.list(ctx, prefix)
 		return objects, false, err
 	})
@@ -116,7 +116,7 @@ func (v *Vault) unite(s set, found map[string][]zone.Object) []Entry {
 // error that is ErrDoubt when too few answered.
 func (r Reader) Absent(ctx context.Context, name string) (bool, error) {
 	s := r.v.placed(name)
-	found, faults := gather(ctx, r.v, s, func(ctx context.Context, m *member) (bool, bool, error) {
+	found, faults := gather(ctx, s, r.v.cfg.SlowAfter, func(ctx context.Context, m *member) (bool, bool, error) {
 		versions, err := m.versions(ctx, name)
 		return len(versions) > 0, len(versions) > 0, err
 	})
@@ -136,9 +136,9 @@ func (r Reader) Absent(ctx context.Context, name string) (bool, error) {
 }
 
 // gather asks all zones at once. When N-W+1 have answered it waits as long again
-// for the rest (at least SlowAfter), so that a zone that hangs delays little; it
+// for the rest (at least grace), so that a zone that hangs delays little; it
 // ends at once when ask says that its answer settles the question.
-func gather[T any](ctx context.Context, v *Vault, s set, ask func(context.Context, *member) (val T, settled bool, err error)) (map[string]T, map[string]error) {
+func gather[T any](ctx context.Context, s set, grace time.Duration, ask func(context.Context, *member) (val T, settled bool, err error)) (map[string]T, map[string]error) {
 	type answer struct {
 		m       *member
 		val     T
@@ -175,7 +175,7 @@ func gather[T any](ctx context.Context, v *Vault, s set, ask func(context.Contex
 			return found, faults
 		}
 		if patience == nil && answered(s, faults) >= s.proof() {
-			patience = time.After(max(v.cfg.SlowAfter, time.Since(begun)))
+			patience = time.After(max(grace, time.Since(begun)))
 		}
 	}
 	return found, faults

@@ -39,7 +39,7 @@ type member struct {
 	mu      sync.Mutex
 	fault   error
 	lastOK  time.Time
-	pace    time.Duration // moving average of a read
+	pace    time.Duration // moving average of a read, for each MiB begun
 	sampled time.Time
 }
 
@@ -81,6 +81,18 @@ func (m *member) saw(err error, took time.Duration) {
 	}
 }
 
+// patience is how long a read of that many bytes may take before another zone is
+// asked too: what is big is not slow.
+func (m *member) patience(slowAfter time.Duration, size int64) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	expected := 100 * time.Millisecond
+	if m.pace > 0 {
+		expected = 3 * m.pace
+	}
+	return slowAfter + time.Duration(size>>20)*expected
+}
+
 // aged is the pace as far as it still counts: an old sample fades, so that a
 // zone that was slow once is tried again. The caller holds the lock.
 func (m *member) aged(now time.Time) time.Duration {
@@ -88,10 +100,10 @@ func (m *member) aged(now time.Time) time.Duration {
 	return time.Duration(float64(m.pace) * fade)
 }
 
-func (m *member) health() (error, time.Time) {
+func (m *member) health() (lastOK time.Time, fault error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.fault, m.lastOK
+	return m.lastOK, m.fault
 }
 
 // score orders zones for reading: the lower the better.

@@ -264,7 +264,7 @@ func (f *fan) linger(v *Vault) {
 
 func (f *fan) hopeful() bool {
 	for m := range f.waiting {
-		if fault, _ := m.health(); fault == nil && m.debts.len() == 0 {
+		if _, fault := m.health(); fault == nil && m.debts.len() == 0 {
 			return true
 		}
 	}

@@ -54,7 +54,7 @@ func (v *Vault) get(ctx context.Context, want Need, s set) ([]byte, error) {
 		return nil, fmt.Errorf("reading %s: size %d is outside 0 to %d", want.Name, want.Size, maxObject)
 	}
 	check := func(body []byte) error { return matches(body, want) }
-	return v.race(ctx, want, s, func(ctx context.Context, m *member) ([]byte, error, error) {
+	return v.race(ctx, want, want.Size, s, func(ctx context.Context, m *member) ([]byte, error, error) {
 		return m.latestOr(ctx, want.Name, want.Size, check)
 	})
 }
@@ -120,7 +120,7 @@ func (r Reader) Fetch(ctx context.Context, name string, accept func(zoneName str
 		})
 		return body, nil, err
 	}
-	return r.v.race(ctx, Need{Name: name}, r.v.placed(name), ask)
+	return r.v.race(ctx, Need{Name: name}, 0, r.v.placed(name), ask)
 }
 
 // oldest tries all versions, oldest first.
@@ -167,7 +167,7 @@ func (r Reader) RangeAccept(ctx context.Context, want Need, off, n int64, accept
 		return nil, fmt.Errorf("reading %s: range of %d bytes from %d on is outside its %d bytes", want.Name, n, off, want.Size)
 	}
 	n = min(n, want.Size-off)
-	return r.v.race(ctx, want, r.v.placed(want.Name), func(ctx context.Context, m *member) ([]byte, error, error) {
+	return r.v.race(ctx, want, n, r.v.placed(want.Name), func(ctx context.Context, m *member) ([]byte, error, error) {
 		return m.part(ctx, want, off, n, func(part []byte) error { return accept(m.name, part) })
 	})
 }
@@ -228,9 +228,10 @@ type answer struct {
 }
 
 // race asks the zones of a set, best first: the next one as soon as one fails,
-// and another whenever slowAfter passes without an answer. The first good answer
+// and another whenever one takes longer than
+// a read of that size should. The first good answer
 // wins; the others are cancelled and not waited for.
-func (v *Vault) race(ctx context.Context, want Need, s set, ask func(context.Context, *member) ([]byte, error, error)) ([]byte, error) {
+func (v *Vault) race(ctx context.Context, want Need, size int64, s set, ask func(context.Context, *member) ([]byte, error, error)) ([]byte, error) {
 	if v.removals.has(want.Name) {
 		return nil, fmt.Errorf("reading %s: %w", want.Name, ErrRemoved)
 	}
@@ -239,15 +240,16 @@ func (v *Vault) race(ctx context.Context, want Need, s set, ask func(context.Con
 	order := ranked(s.members)
 	answers := make(chan answer, len(order))
 	started, failed := 0, map[string]error{}
+	slow := time.NewTimer(v.cfg.SlowAfter)
 	start := func() {
 		if started < len(order) {
 			m := order[started]
 			started++
-			go func() { answers <- timed(racing, m, ask) }()
+			go func() { answers <- timed(racing, m, size, ask) }()
+			slow.Reset(m.patience(v.cfg.SlowAfter, size))
 		}
 	}
 	start()
-	slow := time.NewTicker(v.cfg.SlowAfter)
 	defer slow.Stop()
 	for len(failed) < len(order) {
 		select {
@@ -268,11 +270,11 @@ func (v *Vault) race(ctx context.Context, want Need, s set, ask func(context.Con
 	return nil, &Faults{Act: "reading " + want.Name, Kind: kindOf(failed, s), Zones: failed}
 }
 
-func timed(ctx context.Context, m *member, ask func(context.Context, *member) ([]byte, error, error)) answer {
+func timed(ctx context.Context, m *member, size int64, ask func(context.Context, *member) ([]byte, error, error)) answer {
 	begun := time.Now()
 	body, taint, err := ask(ctx, m)
 	if err == nil || sick(err) || errors.Is(err, context.Canceled) {
-		m.saw(err, time.Since(begun))
+		m.saw(err, time.Since(begun)/time.Duration(1+size>>20))
 	} else {
 		m.saw(err, 0)
 	}

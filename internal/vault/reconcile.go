@@ -22,7 +22,7 @@ func (c *core) reconcileNowAndThen(ctx context.Context) {
 			case <-again.C:
 				waiting = false
 			case <-c.recheck:
-				waiting = !slices.ContainsFunc(missed, back)
+				waiting = !c.relist.Swap(false) && !slices.ContainsFunc(missed, back)
 			case <-ctx.Done():
 			}
 		}
@@ -31,7 +31,7 @@ func (c *core) reconcileNowAndThen(ctx context.Context) {
 }
 
 func back(m *member) bool {
-	fault, _ := m.health()
+	_, fault := m.health()
 	return fault == nil
 }
 

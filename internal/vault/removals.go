@@ -107,8 +107,8 @@ func (r Remover) RemoveAll(ctx context.Context, name string) map[string]error {
 		return results
 	}
 	s := set{members: c.all, n: len(c.all), quorum: len(c.all)}
-	_, faults := gather(ctx, r.v, s, func(ctx context.Context, m *member) (bool, bool, error) {
-		if fault, _ := m.health(); fault != nil && c.removals.owing(m.name) > 1 {
+	_, faults := gather(ctx, s, 10*c.cfg.SlowAfter, func(ctx context.Context, m *member) (bool, bool, error) {
+		if _, fault := m.health(); fault != nil && c.removals.owing(m.name) > 1 {
 			return false, false, fmt.Errorf("zone is down, its removals are journalled: %w", fault)
 		}
 		return true, false, m.removeAll(ctx, name)
@@ -202,7 +202,7 @@ func (r Remover) RemoveVersion(ctx context.Context, zoneName, name, version stri
 func (r Remover) Versions(ctx context.Context, prefix string) (map[string][]zone.Object, map[string]error) {
 	c := r.v.core
 	s := set{members: c.all, n: len(c.all), quorum: 1}
-	return gather(ctx, r.v, s, func(ctx context.Context, m *member) ([]zone.Object, bool, error) {
+	return gather(ctx, s, 10*c.cfg.SlowAfter, func(ctx context.Context, m *member) ([]zone.Object, bool, error) {
 		var out []zone.Object
 		err := m.ListVersions(ctx, prefix, func(o zone.Object) error {
 			if len(out) == maxListing {

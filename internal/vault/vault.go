@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -96,6 +97,7 @@ type core struct {
 	removals *removals
 	flights  flights
 	recheck  chan struct{}       // a zone came back that the last listing missed
+	relist   atomic.Bool         // a zone paid its debts, but there were more than fit
 	held     *semaphore.Weighted // bytes held by writes that were acknowledged
 	copying  *semaphore.Weighted // bytes held by back-fill
 	ctx      context.Context     // ends at Close: what goes on behind an acknowledgement
@@ -233,9 +235,13 @@ func (v *Vault) View(zones []string) *Vault {
 	return view
 }
 
-// Reader, Writer and Remover give each part only what it may do.
-func (v *Vault) Reader() Reader   { return Reader{v: v} }
-func (v *Vault) Writer() Writer   { return Writer{Reader{v: v}} }
+// Reader is for those who may only read.
+func (v *Vault) Reader() Reader { return Reader{v: v} }
+
+// Writer is for those who may store and repair, and not remove.
+func (v *Vault) Writer() Writer { return Writer{Reader{v: v}} }
+
+// Remover is for the one who may remove.
 func (v *Vault) Remover() Remover { return Remover{v: v} }
 
 // set is the zones where one name belongs, as far as a view sees them.
@@ -292,7 +298,7 @@ func (v *Vault) State() []ZoneState {
 	behind := v.Behind()
 	out := make([]ZoneState, 0, len(v.members))
 	for _, m := range v.members {
-		err, last := m.health()
+		last, err := m.health()
 		st := ZoneState{Name: m.name, State: "up", Err: err, BehindObjects: behind[m.name], LastOK: last}
 		if err != nil {
 			st.State = "down"
