@@ -58,8 +58,8 @@ func TestPagesAreNeverSplitAndSmallFilesShareFrames(t *testing.T) {
 			t.Errorf("file %d of %d bytes is in %d frames", i, sizes[i], len(f.extents))
 		}
 	}
-	if len(frames) != 7 {
-		t.Errorf("%d frames", len(frames))
+	if len(frames) != 6 {
+		t.Errorf("%d frames, want 3 and one of the rest and the small files, one of the next, one of the last", len(frames))
 	}
 }
 

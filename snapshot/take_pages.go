@@ -63,7 +63,7 @@ type pace struct {
 
 func (p *pace) wait(ctx context.Context, n int) error {
 	if p.rate <= 0 {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	p.mu.Lock()
 	now := time.Now()
