@@ -253,7 +253,7 @@ func (d *Driver) open(ctx context.Context, name, version string) (*os.File, fs.F
 	if err != nil {
 		return nil, nil, d.explain(err)
 	}
-	defer func() { _ = root.Close() }() // it was only read
+	defer func() { _ = root.Close() }()                           // it was only read
 	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not make us wait
 	if errors.Is(err, unix.ENOTDIR) {
 		err = fs.ErrNotExist
