@@ -140,7 +140,7 @@ func TestFullPageWritesOffIsRefusedOnAStandbyOnly(t *testing.T) {
 	}
 	c.Exec("CHECKPOINT")
 	c.Exec("CREATE TABLE after_it (a int)")
-	s.AwaitReplay(c.LSN())
+	s.AwaitReplay(flushed(t, c).String())
 	b, err = postgres.StartBackup(t.Context(), connect(t, s), "standby", true)
 	if err == nil {
 		_, err = b.Stop(t.Context())

@@ -169,8 +169,7 @@ func BaseBackup(ctx context.Context, c *Conn, o BaseBackupOptions, sink Sink) (B
 		return r.out, &ChecksumError{Failures: heard.failures(), Details: heard.said}
 	}
 	// The server may be in the midst of sending: nobody can use this again.
-	c.Close()
-	return r.out, fmt.Errorf("take a base backup: %w", err)
+	return r.out, fmt.Errorf("take a base backup: %w", errors.Join(err, c.abandon()))
 }
 
 // send starts a command whose answer is read message by message.

@@ -53,7 +53,7 @@ func Connect(ctx context.Context, dsn string, opt ConnectOptions) (*Conn, error)
 	}
 	c.pgx = conn
 	if err := c.prepare(ctx); err != nil {
-		c.Close()
+		err = errors.Join(err, c.abandon())
 		return nil, fmt.Errorf("prepare the connection to PostgreSQL at %s port %d: %w", cfg.Host, cfg.Port, err)
 	}
 	return c, nil
@@ -142,6 +142,22 @@ func (c *Conn) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return c.pgx.Close(ctx)
+}
+
+// abandon closes the connection without taking leave: in the midst of an answer
+// there is nothing to say. One that is broken already is no error.
+func (c *Conn) abandon() error {
+	if c.pgx.IsClosed() {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := c.pgx.PgConn().Conn().Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close the connection: %w", err)
+	}
+	// The socket is closed; this tells pgx, which then fails to take leave.
+	_ = c.pgx.Close(ctx)
+	return nil
 }
 
 // hear sends the server's notices to fn until the returned function is called.

@@ -19,9 +19,11 @@ import (
 
 const segment = 16 << 20
 
-func at(t *testing.T, text string) lsn.LSN {
+// flushed is the end of the WAL that the server has on disk: what a stream can
+// reach without anything else being written.
+func flushed(t *testing.T, c *pgtest.Cluster) lsn.LSN {
 	t.Helper()
-	l, err := lsn.Parse(text)
+	l, err := lsn.Parse(pgtest.Value[string](c, "SELECT pg_current_wal_flush_lsn()::text"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +118,7 @@ func TestTheStreamIsTheServersWAL(t *testing.T) {
 	c.Exec("CREATE TABLE a AS SELECT g, md5(g::text) FROM generate_series(1, 200000) g")
 	c.SwitchWAL()
 	c.Exec("CREATE TABLE b AS SELECT 1 AS x")
-	end := at(t, c.LSN())
+	end := flushed(t, c)
 	got := follow(t, s, end)
 	if len(got) < segment || !bytes.Equal(got, wal(t, c, start, len(got))) {
 		t.Errorf("%d bytes from %s differ from the server's files", len(got), start)
@@ -141,7 +143,7 @@ func TestTheSlotFollowsFlushAlone(t *testing.T) {
 	conn, sql := replication(t, c), connect(t, c)
 	s, start := begin(t, conn)
 	c.Exec("CREATE TABLE a AS SELECT g FROM generate_series(1, 1000) g")
-	end := at(t, c.LSN())
+	end := flushed(t, c)
 	follow(t, s, end)
 	var beside sync.WaitGroup
 	beside.Go(func() {
@@ -152,7 +154,7 @@ func TestTheSlotFollowsFlushAlone(t *testing.T) {
 		}
 	})
 	c.Exec("CREATE TABLE b AS SELECT g FROM generate_series(1, 1000) g")
-	follow(t, s, at(t, c.LSN()))
+	follow(t, s, flushed(t, c))
 	beside.Wait()
 	state, err := postgres.GetSlotState(t.Context(), sql, "hold")
 	if err != nil || state.Restart > start+segment || !state.Active || state.ActivePID == 0 || state.WALStatus != "reserved" ||
@@ -178,7 +180,7 @@ func TestTheSlotFollowsFlushAlone(t *testing.T) {
 func TestAnIdleStreamOutlivesTheServersTimeout(t *testing.T) {
 	c := pgtest.Start(t, pgtest.WithSetting("wal_sender_timeout", "400ms"))
 	s, start := begin(t, replication(t, c))
-	follow(t, s, at(t, c.LSN()))
+	follow(t, s, flushed(t, c))
 	if err := s.Status(start, start, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +205,7 @@ func TestASilentServerIsGivenUp(t *testing.T) {
 	c := pgtest.Start(t)
 	sql := connect(t, c)
 	s, _ := begin(t, replication(t, c))
-	follow(t, s, at(t, c.LSN()))
+	follow(t, s, flushed(t, c))
 	s.Liveness = 400 * time.Millisecond
 	for range 3 {
 		// wal_sender_timeout is a minute: these answer our own probes.
@@ -230,7 +232,7 @@ func TestASilentServerIsGivenUp(t *testing.T) {
 func TestACancelledContextEndsNext(t *testing.T) {
 	c := pgtest.Start(t)
 	s, _ := begin(t, replication(t, c))
-	follow(t, s, at(t, c.LSN()))
+	follow(t, s, flushed(t, c))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	var err error
@@ -267,9 +269,9 @@ func TestAPromotionEndsTheTimelineAndTheNextFollows(t *testing.T) {
 	standby := c.Standby(t, "wal_retrieve_retry_interval = '100ms'")
 	conn := replication(t, standby)
 	c.Exec("CREATE TABLE before_it (a int)")
-	standby.AwaitReplay(c.LSN())
+	standby.AwaitReplay(flushed(t, c).String())
 	s, start := begin(t, conn)
-	follow(t, s, at(t, c.LSN()))
+	follow(t, s, flushed(t, c))
 	promoted := make(chan struct{})
 	go func() { defer close(promoted); standby.Promote() }()
 	var end postgres.Msg
@@ -310,7 +312,7 @@ func TestAPromotionEndsTheTimelineAndTheNextFollows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	follow(t, next, at(t, standby.LSN()))
+	follow(t, next, flushed(t, standby))
 	if start >= end.SwitchLSN {
 		t.Errorf("the test began at %s, after the switch", start)
 	}

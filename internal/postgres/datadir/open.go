@@ -40,9 +40,13 @@ func OpenFile(file File) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file.Path, err)
 	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it was a file when it was listed and is none now")
+	}
+	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("open %s: it was a file when it was listed and is none now (%v)", file.Path, err)
+		return nil, fmt.Errorf("open %s: %w", file.Path, err)
 	}
 	// Without read-ahead, what RWF_NOWAIT finds was there for the server.
 	// Advice that a file system does not take costs nothing.

@@ -43,8 +43,7 @@ func (r Report) Clean() bool { return r.Bad == 0 && r.Short == 0 }
 type Reread func(page []byte, index int64) error
 
 // Verifier checks one segment file of a relation as its bytes pass by, in order.
-// The zero Start accepts no page as recent but those of LSN 0 and above, that is,
-// all: set it.
+// Make it with [NewVerifier].
 type Verifier struct {
 	start  lsn.LSN
 	first  uint32
