@@ -43,7 +43,8 @@ func (l *Ledger) Anchor(ctx context.Context) (Checkpoint, error) {
 	if err != nil {
 		return Checkpoint{}, l.waiting(err)
 	}
-	return c, l.recordLate(ctx)
+	l.recordLate(ctx)
+	return c, nil
 }
 
 // waiting notes the failure and says what it keeps back.
@@ -56,17 +57,22 @@ func (l *Ledger) waiting(err error) error {
 	return &WaitingError{From: l.anchored.Size, To: l.state.size(), Since: l.failed, Err: err}
 }
 
-// recordLate appends what was anchored late, once it is known.
-func (l *Ledger) recordLate(ctx context.Context) error {
+// recordLate appends what was anchored late, once it is known. What cannot be
+// appended now is tried after the next anchoring: the disk that refused it will
+// refuse the next Append aloud.
+func (l *Ledger) recordLate(ctx context.Context) {
 	l.mu.Lock()
 	late := l.late
-	l.late = Late{}
 	l.mu.Unlock()
 	if late.To == 0 {
-		return nil
+		return
 	}
-	_, err := l.Append(ctx, Entry{Type: TypeAnchoredLate, Actor: Actor{Kind: "holdfast"}, Body: late})
-	return err
+	if _, err := l.Append(ctx, Entry{Type: TypeAnchoredLate, Actor: Actor{Kind: "holdfast"}, Body: late}); err != nil {
+		return
+	}
+	l.mu.Lock()
+	l.late = Late{}
+	l.mu.Unlock()
 }
 
 func (l *Ledger) anchor(ctx context.Context) (Checkpoint, error) {
@@ -103,7 +109,11 @@ func (l *Ledger) done(c Checkpoint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.failed.IsZero() && c.Size > l.anchored.Size {
-		l.late = Late{From: l.anchored.Size, To: c.Size, Since: l.failed, Until: l.conf.Now()}
+		from, since := l.anchored.Size, l.failed
+		if l.late.To > 0 { // not recorded yet: one span covers both
+			from, since = l.late.From, l.late.Since
+		}
+		l.late = Late{From: from, To: c.Size, Since: since, Until: l.conf.Now()}
 	}
 	l.anchored, l.failed = c, time.Time{}
 }
@@ -156,9 +166,6 @@ func (l *Ledger) lookAhead(ctx context.Context) error {
 	for _, name := range names {
 		t, ok := parseTilePath(strings.TrimPrefix(name, OriginDir(l.Origin())))
 		if ok && t.L == entriesLevel && t.N == mine/width && t.W > have {
-			if t.N*width+int64(t.W) <= l.Status().Size {
-				continue // appended and sent since
-			}
 			return l.rolledBack(name)
 		}
 	}

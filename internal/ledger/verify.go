@@ -91,9 +91,10 @@ type verifier struct {
 // verified is one log: its hashes as tlog stores them.
 type verified struct {
 	listed
-	top    Checkpoint
-	hashes []tlog.Hash
-	report OriginReport
+	top     Checkpoint
+	bundles map[int64][]tlog.Tile // of the listed tiles, those of entries by number
+	hashes  []tlog.Hash
+	report  OriginReport
 }
 
 // ReadHashes implements tlog.HashReader.
@@ -119,7 +120,12 @@ func (v *verifier) faultf(origin string, index int64, path, format string, args 
 }
 
 func (v *verifier) origin(ctx context.Context, o listed) error {
-	l := &verified{listed: o, report: OriginReport{Origin: o.name}}
+	l := &verified{listed: o, report: OriginReport{Origin: o.name}, bundles: map[int64][]tlog.Tile{}}
+	for _, t := range o.tiles {
+		if t.L == entriesLevel {
+			l.bundles[t.N] = append(l.bundles[t.N], t)
+		}
+	}
 	v.logs[o.name] = l
 	for _, name := range o.strange {
 		v.fault(Fault{Origin: o.name, Index: -1, Name: name, What: "not an object of a ledger"})
@@ -189,10 +195,7 @@ func (v *verifier) known() {
 // take reads one object and lets judge say whether it is right; every copy that
 // is not is a fault. ok is false where no copy is.
 func (v *verifier) take(ctx context.Context, l *verified, t tlog.Tile, judge func(body []byte) (index int64, what string)) (ok bool, err error) {
-	first := t.N * width
-	for range max(t.L, 0) {
-		first *= width
-	}
+	first := t.N * width << (height * max(t.L, 0))
 	refused := errors.New("refused")
 	faults := 0
 	_, err = v.src.Fetch(ctx, OriginDir(l.name)+tilePath(t), func(zone string, body []byte) error {

@@ -79,8 +79,8 @@ func (v *verifier) bundle(ctx context.Context, l *verified, t tlog.Tile, proven 
 
 // partials compares the narrower bundles, of earlier checkpoints, with the wide one.
 func (v *verifier) partials(ctx context.Context, l *verified, n int64, leaves [][]byte) error {
-	for _, t := range l.listed.tiles {
-		if t.L != entriesLevel || t.N != n || t.W >= len(leaves) {
+	for _, t := range l.bundles[n] {
+		if t.W >= len(leaves) {
 			continue
 		}
 		_, err := v.take(ctx, l, t, func(body []byte) (int64, string) {
@@ -109,8 +109,12 @@ func (v *verifier) tiles(ctx context.Context, l *verified) error {
 		levels := uint(height * max(t.L, 0))
 		return t.L == entriesLevel || t.L > 6 || t.N >= 1<<(62-levels)/width || (t.N*width+int64(t.W))<<levels > l.top.Size
 	})
+	seen := map[tlog.Tile]bool{}
+	for _, t := range all {
+		seen[t] = true
+	}
 	for _, t := range tlog.NewTiles(height, 0, l.top.Size) { // a missing one is read, too
-		if !slices.Contains(all, t) {
+		if !seen[t] {
 			all = append(all, t)
 		}
 	}
