@@ -68,8 +68,9 @@ type TakeConfig struct {
 	Rate    int64 // raw bytes a second; 0: no limit
 
 	WAL WALWaiter
-	// WALRefs names the archived objects that recovery from a start to a stop
-	// needs, notes and indexes included; nil: they are not listed.
+	// WALRefs names the archived objects that hold the WAL from one position to
+	// another, notes and indexes included, or says where there is a hole: see
+	// [ArchivedWAL]. nil: they are not listed, and a hole is not noticed.
 	WALRefs func(ctx context.Context, timeline uint32, from, to lsn.LSN) ([]catalog.Ref, error)
 	// ArchiveCheck is how soon after the start all WAL before it must be durable
 	// (2 min, C-8), WALTimeout how long to wait for the rest at the end (1 h).

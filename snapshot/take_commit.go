@@ -81,7 +81,9 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 	s.Suspect, s.Reasons = len(t.reasons) > 0, t.reasons
 	if t.cfg.WALRefs != nil {
 		var err error
-		if s.WAL, err = t.cfg.WALRefs(ctx, f.Timeline, f.StartLSN, f.StopLSN); err != nil {
+		// The header of a segment is read before a record in its middle.
+		from := f.StartLSN.SegmentStart(f.WALSegSize)
+		if s.WAL, err = t.cfg.WALRefs(ctx, f.Timeline, from, f.StopLSN); err != nil {
 			return s, fmt.Errorf("find the WAL that the snapshot needs: %w", err)
 		}
 	}
