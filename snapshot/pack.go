@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"sync"
 
@@ -134,5 +133,3 @@ func (l *lane) flush() error {
 	l.pack = nil
 	return l.p.send(l.n, pack)
 }
-
-func hexSum(sum [32]byte) string { return hex.EncodeToString(sum[:]) }

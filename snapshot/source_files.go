@@ -158,7 +158,7 @@ func (t *take) copyFile(cut *cutter, d datadir.File, start lsn.LSN) error {
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }() // it was only read
 	f := t.newFile(d, start, r.Reread)
 	if err := cut.file(f, r, r.Size()); err != nil {
 		return err

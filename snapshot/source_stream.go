@@ -29,7 +29,7 @@ func (t *take) fromStream(ctx context.Context, started func(lsn.LSN)) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // what matters came before
 	outer := ctx
 	group, ctx := errgroup.WithContext(ctx)
 	full := make(chan *chunk)
