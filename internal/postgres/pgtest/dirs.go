@@ -106,9 +106,6 @@ func initialise(c *Cluster) error {
 		args = append(args, "--no-data-checksums")
 	}
 	args = append(args, c.opt.initdb...)
-	if len(c.opt.initdb) > 0 {
-		return initdb(ctx, c.bin, c.DataDir, args)
-	}
 	st, err := os.Stat(filepath.Join(c.bin, "postgres"))
 	if err != nil {
 		return err
@@ -146,7 +143,7 @@ func initdb(ctx context.Context, bin, dir string, args []string) error {
 func freePort() (int, error) {
 	for range 200 {
 		port := 12000 + rand.IntN(20000)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			return port, l.Close()
 		}

@@ -73,8 +73,7 @@ func WithTablespace() Option { return func(o *options) { o.tablespace = true } }
 // WithFsync leaves fsync on, which is off by default to be quick.
 func WithFsync() Option { return func(o *options) { o.fsync = true } }
 
-// WithInitdb adds arguments to initdb, such as --wal-segsize=1; such clusters
-// are made from scratch, which takes longer.
+// WithInitdb adds arguments to initdb, such as --wal-segsize=1.
 func WithInitdb(args ...string) Option {
 	return func(o *options) { o.initdb = append(o.initdb, args...) }
 }

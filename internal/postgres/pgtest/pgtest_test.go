@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -105,4 +106,20 @@ func TestStandbyFollowsAndPromotes(t *testing.T) {
 	}
 	s.Promote()
 	s.Exec("INSERT INTO t VALUES (1)")
+}
+
+func TestEveryInstalledMajorRunsAndStandsBy(t *testing.T) {
+	for _, major := range Installed() {
+		c := Start(t, WithMajor(major))
+		if got := Value[string](c, "SHOW server_version_num"); got[:2] != strconv.Itoa(major) {
+			t.Errorf("asked for %d, got %s", major, got)
+		}
+		s := c.Standby(t)
+		s.AwaitReplay(c.LSN())
+		if !Value[bool](s, "SELECT pg_is_in_recovery()") {
+			t.Errorf("%d: the standby is none", major)
+		}
+		s.Stop()
+		c.Stop()
+	}
 }

@@ -2,7 +2,7 @@
 // room: reachable through a Unix socket in a private directory and nothing else,
 // without archiving, replication, scheduled jobs or, where the kernel allows, any
 // network (promise 10). It never reads the restored postgresql.conf for settings,
-// never listens on TCP, and never leaves a process behind, not even when its own
+// never listens on TCP, and leaves no process of a room behind, not even when its own
 // process is killed. What could not be closed is reported, not assumed: see [Room].
 //
 // Who may connect: anybody who can reach the socket, as any role. The socket is

@@ -28,6 +28,8 @@ func copyOf(t testing.TB, opts ...pgtest.Option) (Config, *pgtest.Cluster) {
 	c.Exec("CREATE TABLE t AS SELECT generate_series(1, 100) AS n")
 	data := filepath.Join(c.Mkdir("copy"), "data")
 	c.Backup(data)
+	// To be quick: a test's copy need not survive a power cut.
+	appendTo(t, filepath.Join(data, "postgresql.auto.conf"), "fsync = off\n")
 	return Config{Programs: Programs{Bin: c.BinDir()}, DataDir: data}, c
 }
 
@@ -444,3 +446,31 @@ func TestProgramsAreFoundByTheirMajor(t *testing.T) {
 }
 
 func (p Programs) check() error { _, err := p.credential(); return err }
+
+// The command line that closes the room differs by major, and an unknown setting stops a server.
+func TestRoomClosesOnEveryMajor(t *testing.T) {
+	for _, major := range pgtest.Installed() {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			cfg, _ := copyOf(t, pgtest.WithMajor(major))
+			appendTo(t, filepath.Join(cfg.DataDir, "postgresql.conf"), "shared_preload_libraries = 'pg_cron'\n")
+			s := begin(t, cfg)
+			conn := connect(t, s, "postgres")
+			if got := value[string](t, conn, "SHOW listen_addresses"); got != "" {
+				t.Errorf("listen_addresses = %s", got)
+			}
+			if n := value[int64](t, conn, "SELECT count(*) FROM t"); n != 100 {
+				t.Errorf("%d rows", n)
+			}
+			if got := s.Room().Dropped; !slices.Equal(got, []string{"pg_cron"}) {
+				t.Errorf("dropped %q", got)
+			}
+			if major < 17 {
+				return
+			}
+			// A login trigger of the restored server would run on our connections.
+			if got := value[string](t, conn, "SHOW event_triggers"); got != "off" {
+				t.Errorf("event_triggers = %s", got)
+			}
+		})
+	}
+}

@@ -100,10 +100,10 @@ func (r *Record) is(rmgr, info uint8) bool { return r.Rmgr == rmgr && r.Info&0xf
 // Decode tells what the record means; most are Other. A record that is one of
 // the known kinds and does not hold what such a record holds is an error.
 func (r *Record) Decode() (d Decoded, err error) {
-	switch {
-	case r.Rmgr == rmgrXact:
+	switch r.Rmgr {
+	case rmgrXact:
 		d, err = r.xact()
-	case r.Rmgr == rmgrXLOG:
+	case rmgrXLOG:
 		d, err = r.xlog()
 	}
 	if err != nil {

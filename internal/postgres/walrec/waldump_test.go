@@ -302,7 +302,6 @@ func TestIndexAgreesWithTheServerOfEveryMajor(t *testing.T) {
 	for _, major := range pgtest.Installed() {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			c := start(t, major)
-			from := lsn.LSN(0)
 			o := c.StartOracle(0)
 			o.AwaitMore(100)
 			acked := o.Stop()
