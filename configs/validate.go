@@ -150,7 +150,8 @@ var (
 func (d *decoder) checkRecipients(recipients []string) {
 	first := ""
 	for i, r := range recipients {
-		field, kind := fmt.Sprintf("repository.recipients[%d]", i), ""
+		field := fmt.Sprintf("repository.recipients[%d]", i)
+		var kind string
 		switch {
 		case d.bad[field]:
 			continue

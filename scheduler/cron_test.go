@@ -114,7 +114,7 @@ func slowly(c Cron, from, until time.Time) []time.Time {
 	for now := from; !now.After(until); now = now.Add(time.Minute) {
 		wall := asWall(now.In(c.zone))
 		for skipped := previous.Add(time.Minute); !skipped.After(wall); skipped = skipped.Add(time.Minute) {
-			if !seen[skipped] && c.wall.Next(skipped.Add(-time.Second)).Equal(skipped) {
+			if !seen[skipped] && c.wall.Minute&(1<<skipped.Minute()) != 0 && c.wall.Hour&(1<<skipped.Hour()) != 0 {
 				add(now.UTC())
 			}
 			seen[skipped] = true

@@ -30,7 +30,7 @@ func scanJobs(rows *sql.Rows, err error) ([]Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // rows.Err says what went wrong
 	var jobs []Job
 	for rows.Next() {
 		j, err := scanJob(rows)
@@ -192,7 +192,7 @@ func (q *SQLite) SlotStates(ctx context.Context) (map[string]SlotState, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the schedules' last slots: %w", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // rows.Err says what went wrong
 	states := map[string]SlotState{}
 	for rows.Next() {
 		var name, spec string
