@@ -70,7 +70,7 @@ func (b *blobWriter) Close() error {
 // off only at io.EOF: do not act on what was read before that, unless the sealed
 // bytes were checked against a digest already.
 func NewBlobReader(r io.Reader, ids []age.Identity, limit int64) (io.ReadCloser, error) {
-	plain, err := age.Decrypt(r, ids...)
+	plain, err := age.Decrypt(source{r}, ids...)
 	if err != nil {
 		return nil, opening("blob", err)
 	}

@@ -95,6 +95,59 @@ func TestABlobThatUnpacksToGigabytesStopsAtTheLimit(t *testing.T) {
 	}
 }
 
+// failing fails every read from the n-th byte on.
+type failing struct {
+	r    *bytes.Reader
+	from int64
+	err  error
+}
+
+func (f failing) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > f.from {
+		return 0, f.err
+	}
+	return f.r.ReadAt(p, off)
+}
+
+func (f failing) Read(p []byte) (int, error) {
+	if at := f.r.Size() - int64(f.r.Len()); at+int64(len(p)) > f.from {
+		return 0, f.err
+	}
+	return f.r.Read(p)
+}
+
+func TestASourceThatCannotBeReadIsNotCalledDamaged(t *testing.T) {
+	ids, rec := pair(t, true)
+	away := errors.New("zone is away")
+	s := packOf(t, rec, noise(500_000))
+	blob, err := SealBlob(noise(500_000), rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from := int64(0); from < int64(len(s.Body)); from += 20_000 {
+		f := failing{bytes.NewReader(s.Body), from, away}
+		if _, err := OpenPack(f, int64(len(s.Body)), ids); !errors.Is(err, away) || errors.Is(err, ErrDamaged) {
+			t.Fatalf("pack from byte %d: %v", from, err)
+		}
+		r, err := NewBlobReader(failing{bytes.NewReader(blob), from, away}, ids, 1<<20)
+		if err == nil {
+			_, err = io.ReadAll(r)
+		}
+		if !errors.Is(err, away) || errors.Is(err, ErrDamaged) {
+			t.Fatalf("blob from byte %d: %v", from, err)
+		}
+	}
+	late := &failing{bytes.NewReader(s.Body), 1 << 40, away}
+	pr, err := OpenPack(late, int64(len(s.Body)), ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.from = 0
+	if _, err := pr.Frame(s.Frames[0]); !errors.Is(err, away) || errors.Is(err, ErrDamaged) {
+		t.Errorf("frame: %v", err)
+	}
+}
+
 func FuzzOpenBlob(f *testing.F) {
 	ids, rec := pair(f, true)
 	sealed, err := SealBlob(rows(900, 1), rec)

@@ -19,7 +19,7 @@ type PackReader struct {
 // OpenPack reads a sealed pack's header and its last chunk; r holds size bytes,
 // and may fetch ranges from afar (see [PackReader.SealedRange]).
 func OpenPack(r io.ReaderAt, size int64, ids []age.Identity) (*PackReader, error) {
-	plain, n, err := age.DecryptReaderAt(r, size, ids...)
+	plain, n, err := age.DecryptReaderAt(sourceAt{r}, size, ids...)
 	if err != nil {
 		return nil, opening("pack", err)
 	}
@@ -172,9 +172,39 @@ func OpenFile(body []byte, ids []age.Identity, limit int64) ([]byte, error) {
 	return plain, nil
 }
 
-// opening tells a wrong key from damage, so that the reader knows whether to
-// look for another identity or for another copy.
+// sourceError is an error of the caller's own reader: no word on the bytes.
+type sourceError struct{ error }
+
+func (e *sourceError) Unwrap() error { return e.error }
+
+type sourceAt struct{ r io.ReaderAt }
+
+func (s sourceAt) ReadAt(p []byte, off int64) (int, error) {
+	n, err := s.r.ReadAt(p, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &sourceError{err}
+	}
+	return n, err
+}
+
+type source struct{ r io.Reader }
+
+func (s source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &sourceError{err}
+	}
+	return n, err
+}
+
+// opening tells a wrong key and an unreadable source from damage, so that the
+// reader knows whether to look for another identity, to try again, or to look for
+// another copy.
 func opening(what string, err error) error {
+	var unread *sourceError
+	if errors.As(err, &unread) {
+		return fmt.Errorf("open %s: %w", what, unread.error)
+	}
 	var none *age.NoIdentityMatchError
 	if errors.As(err, &none) {
 		return fmt.Errorf("open %s: %w: give the identity of one of its recipients", what, ErrIdentity)
