@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"golang.org/x/sync/errgroup"
 
@@ -63,7 +64,7 @@ func (t *take) copyDir(ctx context.Context, dir string, backup *postgres.Backup)
 		return err
 	}
 	t.layout(layout)
-	files := queueOrder(layout.Files)
+	files := slices.DeleteFunc(queueOrder(layout.Files), func(f datadir.File) bool { return t.unnameable(f.Path) })
 	if err := t.copyFiles(ctx, files, backup.Start); err != nil {
 		return err
 	}
@@ -76,6 +77,9 @@ func (t *take) copyDir(ctx context.Context, dir string, backup *postgres.Backup)
 // layout brings what is not bytes into the header.
 func (t *take) layout(l datadir.Layout) {
 	for _, d := range l.Dirs {
+		if t.unnameable(d.Path) {
+			continue
+		}
 		t.header.Dirs = append(t.header.Dirs, catalog.Dir{Path: d.Path, Mode: uint32(d.Mode.Perm())})
 	}
 	for _, s := range l.Links {
@@ -91,6 +95,18 @@ func (t *take) layout(l datadir.Layout) {
 	t.mu.Lock()
 	t.total = l.Bytes()
 	t.mu.Unlock()
+}
+
+// unnameable says that a path is not UTF-8, which no file of PostgreSQL's own is
+// and a manifest cannot hold: it is left out with a remark.
+func (t *take) unnameable(path string) bool {
+	if utf8.ValidString(path) {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.header.Inventory.NotAssessed = append(t.header.Inventory.NotAssessed, fmt.Sprintf("not copied: %q: its name is not UTF-8", path))
+	return true
 }
 
 // queueOrder puts the largest first, so that no worker is left alone with one at

@@ -118,6 +118,10 @@ type streamSink struct {
 
 // File implements postgres.Sink.
 func (s *streamSink) File(_ context.Context, h postgres.FileHeader, r io.Reader) error {
+	if s.t.unnameable(h.Path) {
+		_, err := io.Copy(io.Discard, r)
+		return err
+	}
 	d := datadir.File{Path: h.Path, Size: h.Size, Mode: h.Mode, ModTime: h.ModTime, Kind: datadir.Other}
 	if rel, ok := datadir.ParseRelation(h.Path); ok {
 		d.Kind, d.Name = datadir.Relation, rel
@@ -194,6 +198,9 @@ func (t *take) placed(r postgres.BaseBackupResult) {
 		t.header.Tablespaces = append(t.header.Tablespaces, space)
 	}
 	for _, d := range r.Dirs {
+		if t.unnameable(d.Path) {
+			continue
+		}
 		t.header.Dirs = append(t.header.Dirs, catalog.Dir{Path: d.Path, Mode: uint32(d.Mode.Perm())})
 		parent, name := path.Split(d.Path)
 		if oid, err := strconv.ParseUint(name, 10, 32); err == nil && parent == "pg_tblspc/" && !listed[d.Path] {

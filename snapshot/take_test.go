@@ -202,3 +202,18 @@ func TestListNamesEveryObjectAndChainContinues(t *testing.T) {
 		t.Errorf("the note is in zones %v", got)
 	}
 }
+
+func TestStrayNamesThatAreNotUTF8AreLeftOutAndTold(t *testing.T) {
+	pg := startPG(t)
+	noErr(t, os.MkdirAll(filepath.Join(pg.DataDir, "stray\xff"), 0o700))
+	noErr(t, os.WriteFile(filepath.Join(pg.DataDir, "stray\xff", "a"), []byte("x"), 0o600))
+	noErr(t, os.WriteFile(filepath.Join(pg.DataDir, "caf\xe9"), []byte("x"), 0o600))
+	noErr(t, pgtest.Own(pg.DataDir))
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		told := r.manifest(r.take(r.config(pg, source))).Header.Inventory.NotAssessed
+		if len(told) != 3 || !containsAny(told, `caf\xe9`) {
+			t.Errorf("told of %q, want the directory and two files", told)
+		}
+	})
+}
