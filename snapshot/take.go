@@ -6,6 +6,8 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -102,8 +104,16 @@ func (c *TakeConfig) check() error {
 	need(c.Source == SourceFiles || c.Source == SourceStream, fmt.Sprintf("source %q: want files or stream", c.Source))
 	need(c.Store != nil && c.Signer != nil && c.Trust != nil && c.WAL != nil, "store, signer, trust and WAL must be given")
 	need(len(c.Data) > 0 && len(c.Fingerprints) == len(c.Data), "data recipients and a fingerprint for each must be given")
+	if len(c.Data) > 0 {
+		// age refuses some to stand together: better now than after the copy.
+		_, err := age.Encrypt(io.Discard, c.readers()...)
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
+
+// readers open the manifest.
+func (c *TakeConfig) readers() []age.Recipient { return slices.Concat(c.Index, c.Data) }
 
 func (c *TakeConfig) fill() {
 	if c.Workers <= 0 {

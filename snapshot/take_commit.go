@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"filippo.io/age"
-
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
@@ -94,7 +92,7 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 func (t *take) putManifest(ctx context.Context) (catalog.Ref, error) {
 	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
 	var body bytes.Buffer
-	w, err := seal.NewBlobWriter(&body, append(append([]age.Recipient{}, t.cfg.Index...), t.cfg.Data...))
+	w, err := seal.NewBlobWriter(&body, t.cfg.readers())
 	if err != nil {
 		return catalog.Ref{}, err
 	}

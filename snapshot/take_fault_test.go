@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -295,5 +296,35 @@ func TestDataDirectoryOfAnotherClusterIsRefused(t *testing.T) {
 	cfg.DataDirectory = other.DataDir
 	if _, err := Take(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "another cluster's") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestConfigurationThatCannotWorkIsRefusedBeforeAnythingIsWritten(t *testing.T) {
+	r := newRig(t)
+	_, pq, err := seal.NewIdentity()
+	noErr(t, err)
+	mixed, err := seal.ParseRecipients([]string{pq})
+	noErr(t, err)
+	for name, spoil := range map[string]func(*TakeConfig){
+		"no epoch":         func(c *TakeConfig) { c.Epoch = 0 },
+		"no such source":   func(c *TakeConfig) { c.Source = "tape" },
+		"no recipients":    func(c *TakeConfig) { c.Data = nil },
+		"mixed recipients": func(c *TakeConfig) { c.Index = mixed },
+		"bad cluster name": func(c *TakeConfig) { c.Cluster = "../x" },
+		"no such level":    func(c *TakeConfig) { c.Level = "11" },
+		"no WAL":           func(c *TakeConfig) { c.WAL = nil },
+	} {
+		cfg := TakeConfig{
+			Cluster: "main", Node: "node", Epoch: 1, Source: SourceFiles, DSN: "host=/nowhere", Store: r.vault.Writer(),
+			Signer: r.signer, Trust: r.trust, Data: r.dataTo, Index: r.indexTo, Fingerprints: []string{"x"}, WAL: stuckWAL{},
+		}
+		noErr(t, cfg.check())
+		spoil(&cfg)
+		if cfg.check() == nil {
+			t.Errorf("%s passed", name)
+		}
+		if _, err := Take(t.Context(), cfg); err == nil {
+			t.Errorf("%s: a snapshot was taken", name)
+		}
 	}
 }
