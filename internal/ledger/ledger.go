@@ -99,8 +99,7 @@ func Open(conf Config) (*Ledger, error) {
 	}
 	l := &Ledger{conf: conf, state: st, anchoring: make(chan struct{}, 1), grown: make(chan struct{}, 1)}
 	if err := l.recall(); err != nil {
-		st.log.Close()
-		return nil, fmt.Errorf("open ledger %s: %w", conf.Dir, err)
+		return nil, fmt.Errorf("open ledger %s: %w", conf.Dir, errors.Join(err, st.log.Close()))
 	}
 	return l, nil
 }

@@ -45,8 +45,7 @@ func openState(path string, fresh header) (*state, error) {
 	}
 	s.log = log
 	if err := s.begin(fresh); err != nil {
-		log.Close()
-		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+		return nil, fmt.Errorf("open ledger %s: %w", path, errors.Join(err, log.Close()))
 	}
 	return s, nil
 }
