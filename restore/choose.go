@@ -120,12 +120,9 @@ func (g *gatherer) moment(ctx context.Context, s catalog.Snapshot, used []piece,
 	case Latest:
 		return Moment{End: latest, Why: "the archive's last whole record ends at " + latest.LSN.String()}, nil
 	case Immediate:
-		return Moment{Stop: s.StopLSN, End: End{s.StopLSN, s.FinishedAt}, Why: "the snapshot is consistent at " + s.StopLSN.String()}, nil
+		return Moment{End: End{s.StopLSN, s.FinishedAt}, Why: "the snapshot is consistent at " + s.StopLSN.String()}, nil
 	case AtLSN:
-		if !Arrived(latest.LSN, g.target.LSN, s.SegSize) {
-			return Moment{}, fmt.Errorf("%w: the WAL behind snapshot %s ends at %s; use --lsn %s or --latest", ErrUnreachable, s.ID, latest.LSN, latest.LSN)
-		}
-		return Moment{Stop: g.target.LSN, Inclusive: true, End: End{LSN: g.target.LSN}, Why: "as asked"}, nil
+		return momentOfLSN(g.target.LSN, latest, s)
 	case AtTime:
 		return g.momentOfTime(ctx, s, used, latest)
 	}
@@ -141,6 +138,18 @@ func (g *gatherer) moment(ctx context.Context, s catalog.Snapshot, used []piece,
 		return m, fmt.Errorf("%w: the WAL from snapshot %s (%s) to %s holds no %s", ErrUnreachable, s.ID, s.StopLSN, end, g.target)
 	}
 	return m, nil
+}
+
+// momentOfLSN replays every record that begins before l.
+func momentOfLSN(l lsn.LSN, latest End, s catalog.Snapshot) (Moment, error) {
+	switch {
+	case !Arrived(latest.LSN, l, s.SegSize):
+		return Moment{}, fmt.Errorf("%w: the WAL behind snapshot %s ends at %s; use --lsn %s or --latest", ErrUnreachable, s.ID, latest.LSN, latest.LSN)
+	case settle(latest.LSN, s.SegSize) == settle(l, s.SegSize):
+		return Moment{End: latest, Why: "the archive's last whole record ends there"}, nil
+	}
+	upto := min(latest.LSN, l.SegmentStart(s.SegSize)+lsn.LSN(2*s.SegSize))
+	return Moment{Stop: l, Upto: upto, End: End{LSN: l}, Why: "every record that begins before it is replayed"}, nil
 }
 
 func newestRecord(used []piece, s catalog.Snapshot) End {

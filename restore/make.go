@@ -64,7 +64,7 @@ func MakePlan(in Inputs) (Plan, error) {
 		Tombstones: []string{}, Freshness: "proven", Zones: in.Zones,
 	}
 	if in.Moment.Stop != 0 {
-		p.Stop = Stop{"recovery_target_lsn", in.Moment.Stop.String(), in.Moment.Inclusive}
+		p.Stop = Stop{"recovery_target_lsn", in.Moment.Stop.String()}
 	}
 	if len(in.Missing) > 0 {
 		p.Freshness = "not proven: " + strings.Join(in.Missing, "; ")
@@ -81,7 +81,7 @@ func MakePlan(in Inputs) (Plan, error) {
 }
 
 // fetchTo is where the WAL that must be there ends.
-func fetchTo(m Moment, s catalog.Snapshot) lsn.LSN { return max(m.End.LSN, s.StopLSN) }
+func fetchTo(m Moment, s catalog.Snapshot) lsn.LSN { return max(m.End.LSN, m.Upto, s.StopLSN) }
 
 // applies says whether a tombstone must be replayed in a database restored to
 // end: not, where the restored history holds the moment at which live was seen
@@ -124,10 +124,7 @@ func byHand(p Plan) []string {
 }
 
 func (p Plan) stopByHand() string {
-	if p.Stop.Setting == "" {
-		return ""
-	}
-	return fmt.Sprintf(", set %s = '%s' and recovery_target_inclusive = %v", p.Stop.Setting, p.Stop.Value, p.Stop.Inclusive)
+	return fmt.Sprintf(", set recovery_target_lsn = '%s' and recovery_target_inclusive = off", p.ExpectedEnd.LSN)
 }
 
 // String is the target in words.

@@ -47,7 +47,7 @@ type Plan struct {
 	// Files are all files that recovery may ask for, in order; a name outside is
 	// absent without asking anyone, a name inside never is.
 	Files       []File      `json:"files"`
-	Stop        Stop        `json:"stop"`
+	Stop        Stop        `json:"stop,omitzero"`
 	ExpectedEnd End         `json:"expected_end"`
 	Bytes       int64       `json:"bytes"`       // to fetch
 	DiskNeeded  int64       `json:"disk_needed"` // data and WAL, at the most
@@ -85,11 +85,12 @@ type Part struct {
 	RawSize int64  `json:"raw_bytes"`
 }
 
-// Stop is what PostgreSQL is told: at most one of the recovery_target settings.
+// Stop is what PostgreSQL is told where the boundary of the last record is not
+// known beforehand: recovery_target_lsn, exclusive. Otherwise nothing: the WAL
+// that it is given ends at the expected end.
 type Stop struct {
-	Setting   string `json:"setting,omitempty"` // recovery_target_lsn | recovery_target | "" for the end of the log
-	Value     string `json:"value,omitempty"`
-	Inclusive bool   `json:"inclusive"`
+	Setting string `json:"setting,omitempty"`
+	Value   string `json:"value,omitempty"`
 }
 
 // End is where recovery must arrive. LSN: the end of the last record that must

@@ -83,7 +83,7 @@ func (room *Room) settings() map[string]string {
 	}
 	if p := room.Plan.Stop; p.Setting != "" {
 		s[p.Setting] = p.Value
-		s["recovery_target_inclusive"] = strconv.FormatBool(p.Inclusive)
+		s["recovery_target_inclusive"] = "off"
 	}
 	return s
 }
@@ -127,14 +127,15 @@ func (room *Room) await(ctx context.Context, srv *sandbox.Server, began time.Tim
 		}
 		if err == nil {
 			var now lsn.LSN
-			if now, err = replayed(ctx, conn); err != nil {
+			var paused bool
+			if now, paused, err = replayed(ctx, conn); err != nil {
 				conn.Close(ctx)
 				conn = nil
 			} else if now != *last {
 				*last, *moved = now, time.Now()
 			}
 			room.tell("replay", int64(max(*last, from)-from), int64(to-from), last.String(), began)
-			if err == nil && Arrived(now, to, room.Plan.SegSize) {
+			if err == nil && Arrived(now, to, room.Plan.SegSize) && (paused || room.Plan.Stop.Setting == "") {
 				return now, nil
 			}
 		}
@@ -160,12 +161,15 @@ func (room *Room) lastFault() string {
 	return "; the last WAL that could not be fetched: " + room.fetch.last.Error()
 }
 
-func replayed(ctx context.Context, conn *pgx.Conn) (lsn.LSN, error) {
+// replayed says how far replay came, and whether it stands at its target.
+func replayed(ctx context.Context, conn *pgx.Conn) (at lsn.LSN, paused bool, err error) {
 	var text *string
-	if err := conn.QueryRow(ctx, "SELECT pg_last_wal_replay_lsn()::text").Scan(&text); err != nil || text == nil {
-		return 0, err
+	err = conn.QueryRow(ctx, "SELECT pg_last_wal_replay_lsn()::text, pg_is_wal_replay_paused()").Scan(&text, &paused)
+	if err != nil || text == nil {
+		return 0, false, err
 	}
-	return lsn.Parse(*text)
+	at, err = lsn.Parse(*text)
+	return at, paused, err
 }
 
 // promote ends recovery, which only Holdfast may, and reads where it ended.

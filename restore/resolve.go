@@ -10,12 +10,14 @@ import (
 // Moment is a target resolved to a position before anything moves, so that no
 // restore fails for want of a later commit (P24).
 type Moment struct {
-	// Stop is what recovery_target_lsn is set to; zero sets no target: recovery
-	// goes to the end of the log.
-	Stop      lsn.LSN
-	Inclusive bool
-	End       End
-	Why       string
+	// End is where recovery must arrive. The WAL that the room is given ends
+	// there, zeros behind it, so that recovery cannot go further.
+	End End
+	// Stop, unless zero, is a position whose record boundary is not known before
+	// the WAL is read: recovery_target_lsn, exclusive, finds it. The WAL then goes
+	// on to Upto.
+	Stop, Upto lsn.LSN
+	Why        string
 }
 
 // mark is a commit, an abort or a named restore point in the WAL.
@@ -37,7 +39,7 @@ func before(marks []mark, t time.Time) (m Moment, ok bool) {
 		}
 		if k.Time.After(t) {
 			return Moment{
-				Stop: k.Start, End: End{LSN: k.Start, Time: last},
+				End: End{LSN: k.Start, Time: last},
 				Why: fmt.Sprintf("the first transaction that ended after %s begins its last record at %s", stamp(t), k.Start),
 			}, true
 		}
@@ -67,7 +69,7 @@ func ofName(marks []mark, name string) (Moment, bool) {
 }
 
 func after(k mark, why string) Moment {
-	return Moment{Stop: k.Start, Inclusive: true, End: End{LSN: k.End, Time: k.Time}, Why: why}
+	return Moment{End: End{LSN: k.End, Time: k.Time}, Why: why}
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
