@@ -161,7 +161,7 @@ func (s *Stream) Next(ctx context.Context) (Msg, error) {
 	m, err := s.receive(ctx)
 	if err != nil {
 		s.over = true
-		err = errors.Join(err, s.conn.abandon())
+		err = errors.Join(err, s.abandon())
 		return Msg{}, fmt.Errorf("stream WAL at %s on timeline %d: %w", s.next, s.timeline, err)
 	}
 	return m, nil
@@ -327,6 +327,14 @@ func (s *Stream) transmit(reply bool) error {
 		return fmt.Errorf("report the position to the server: %w", err)
 	}
 	return nil
+}
+
+// abandon closes the connection; a Status under way beside it fails first.
+func (s *Stream) abandon() error {
+	_ = s.conn.pgx.PgConn().Conn().Close() // frees a writer that holds the lock
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.abandon()
 }
 
 // Position is where the next data will begin.
