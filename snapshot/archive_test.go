@@ -327,10 +327,11 @@ func TestATakenOverArchiverStops(t *testing.T) {
 
 func TestAnotherServerBehindTheSameAddressIsRefused(t *testing.T) {
 	r := newWALRepo(t)
-	pg, other := walServer(t), walServer(t)
+	pg := walServer(t)
 	v := r.vault()
-	l := r.claim(v, "s", serverOf(t, pg))
-	d := r.archiveAs(v, l, other, "s")
+	expected := serverOf(t, pg)
+	expected.SystemID = "7000000000000000000"
+	d := r.archiveAs(v, r.claim(v, "s", expected), pg, "s")
 	wantErr(t, d.WaitDurable(t.Context(), 1<<40), ErrForeignServer)
 }
 
