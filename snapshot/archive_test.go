@@ -271,7 +271,7 @@ func TestAHungZoneHoldsNothingUpAndTheLostQuorumHoldsTheServersWAL(t *testing.T)
 
 func TestAnIdleServerSendsNothing(t *testing.T) {
 	r := newWALRepo(t)
-	pg := walServer(t, pgtest.WithSetting("autovacuum", "off"), pgtest.WithSetting("bgwriter_lru_maxpages", "0"))
+	pg := walServer(t, pgtest.WithSetting("autovacuum", "off"), pgtest.WithSetting("bgwriter_lru_maxpages", "0"), pgtest.WithSetting("wal_sender_timeout", "2s"))
 	d := r.archive(pg, "s")
 	waitFor(t, d, currentLSN(t, pg))
 	pg.Exec("CHECKPOINT")
@@ -279,7 +279,7 @@ func TestAnIdleServerSendsNothing(t *testing.T) {
 	waitFor(t, d, to)
 	n := len(r.notes(d.v))
 	heard := d.Position().LastHeard
-	await(t, "the server has spoken twice more", func() bool { return d.Position().LastHeard.Sub(heard) > 4*time.Second || currentLSN(t, pg) > to })
+	await(t, "the server has spoken twice more", func() bool { return d.Position().LastHeard.Sub(heard) > 2*time.Second || currentLSN(t, pg) > to })
 	if currentLSN(t, pg) == to && len(r.notes(d.v)) != n {
 		t.Errorf("%d notes became %d although nothing was written", n, len(r.notes(d.v)))
 	}
