@@ -24,7 +24,7 @@ func (a *Archiver) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	server, err := a.identify(ctx, conn)
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (a *Archiver) readSlot(ctx context.Context, conn *postgres.Conn) (postgres.
 	if err != nil {
 		return postgres.Slot{}, err
 	}
-	defer plain.Close()
+	defer func() { _ = plain.Close() }()
 	st, err := postgres.GetSlotState(ctx, plain, a.c.Slot)
 	return postgres.Slot{Restart: st.Restart}, err
 }
