@@ -255,8 +255,8 @@ func churn(t *testing.T, pg *pgtest.Cluster) (stop func()) {
 	go func() {
 		for n := 0; ; n++ {
 			for _, sql := range []string{
-				"CREATE TABLE IF NOT EXISTS brief AS SELECT i, repeat('y', 800) FROM generate_series(1, 2000) i",
-				"INSERT INTO brief SELECT i, repeat('z', 800) FROM generate_series(1, 500) i",
+				"CREATE TABLE IF NOT EXISTS brief AS SELECT i, repeat('y', 800) FROM generate_series(1, 500) i",
+				"INSERT INTO brief SELECT i, repeat('z', 800) FROM generate_series(1, 200) i",
 				"CHECKPOINT", "TRUNCATE brief", "DROP TABLE brief",
 			} {
 				if _, err := conn.Exec(ctx, sql); err != nil {

@@ -68,7 +68,7 @@ func TestFilesComeBackByteIdentical(t *testing.T) {
 // C-8, C-16, C-19: torn pages, growing, vanishing and truncated files are no damage.
 func TestSnapshotUnderLoadStartsAndHoldsWhatWasCommittedBefore(t *testing.T) {
 	pg := startPG(t)
-	pg.Run("pgbench", "-i", "-q", "-s", "3", "-h", pg.SocketDir, "-p", port(pg), "-U", "postgres", "postgres")
+	pg.Run("pgbench", "-i", "-q", "-s", "1", "-h", pg.SocketDir, "-p", port(pg), "-U", "postgres", "postgres")
 	fill(pg, "steady", 2000)
 	eachSource(t, func(t *testing.T, source string) {
 		stop := churn(t, pg)
