@@ -41,7 +41,7 @@ func (r *Reader) WALEntries(ctx context.Context, cluster, prefix string) (WALEnt
 	}
 	out := WALEntries{Complete: listing.Complete, Zones: listing.Zones}
 	for _, o := range listing.Objects {
-		if e, ok := parseWALNote(o.Name); ok {
+		if e, ok := ParseWALNote(o.Name); ok {
 			e.Zones = o.Zones
 			out.List = append(out.List, e)
 		}
@@ -62,8 +62,8 @@ func lessWAL(a, b WALEntry) bool {
 	return a.To > b.To
 }
 
-// parseWALNote reads clusters/<c>/wal/<epoch>/<timeline>/<from>-<to>-<mac8>.note.
-func parseWALNote(name string) (WALEntry, bool) {
+// ParseWALNote reads a note's name: clusters/<c>/wal/<epoch>/<timeline>/<from>-<to>-<mac8>.note.
+func ParseWALNote(name string) (WALEntry, bool) {
 	parts := strings.Split(name, "/")
 	if len(parts) != 6 || parts[2] != "wal" {
 		return WALEntry{}, false
