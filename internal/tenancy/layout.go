@@ -1,0 +1,149 @@
+package tenancy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// The layouts of projects, as projects.layout names them.
+const (
+	Rows     = "rows"     // rows under one row of a root table
+	Schema   = "schema"   // a schema
+	Database = "database" // a database
+)
+
+var (
+	// ErrNotBuilt means that the configuration asks for a layout that this version cannot do.
+	ErrNotBuilt = errors.New("not built yet in this version")
+	// ErrNoRoot means that the root table or its key column is not there: nothing
+	// can be said about projects, so nothing is.
+	ErrNoRoot = errors.New("the root table of the projects is not there")
+	// ErrNoProject means that no root row has the key.
+	ErrNoProject = errors.New("no such project")
+)
+
+// Layout says where projects are.
+type Layout struct {
+	Kind     string // Rows; "" is Rows
+	Database string
+	Root     string // the root table with its schema, as SQL writes it
+	Key      string // its key column, exactly as the catalogue has it
+}
+
+// LayoutOf is the layout that a tombstone was made for.
+func LayoutOf(t catalog.Tombstone) Layout {
+	return Layout{Kind: t.Layout, Database: t.Database, Root: t.Root, Key: t.Key}
+}
+
+// Check says whether this version can work with l.
+func (l Layout) Check() error {
+	switch {
+	case l.Kind != "" && l.Kind != Rows:
+		return fmt.Errorf("projects.layout %q is %w: use %q, or leave projects out", l.Kind, ErrNotBuilt, Rows)
+	case l.Database == "" || l.Root == "" || l.Key == "":
+		return errors.New("projects.rows: want database, root and key")
+	}
+	return nil
+}
+
+// Querier is a connection or a transaction.
+type Querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Project is a tenant as the registry query lists it.
+type Project struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// maxProjects bounds what a registry query may answer.
+const maxProjects = 1_000_000
+
+// Projects runs the registry query, which must give two text columns, in a
+// transaction that cannot write.
+func Projects(ctx context.Context, conn *pgx.Conn, registrySQL string) (list []Project, err error) {
+	err = inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, registrySQL)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		if n := len(rows.FieldDescriptions()); n != 2 && rows.Err() == nil && n > 0 {
+			return fmt.Errorf("it gives %d columns, want two: id and name, both text", n)
+		}
+		for rows.Next() {
+			var p Project
+			if err := rows.Scan(&p.ID, &p.Name); err != nil {
+				return fmt.Errorf("want two columns of type text, id and name, never null: %w", err)
+			}
+			if list = append(list, p); len(list) > maxProjects {
+				return fmt.Errorf("it gives more than %d projects", maxProjects)
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing projects by projects.registry: %w", err)
+	}
+	return list, nil
+}
+
+// macDomain keeps the MACs of project keys apart from all others.
+const macDomain = "holdfast project key v1"
+
+// MAC is what a tombstone holds instead of a project's key: keyText is the key
+// column's text form.
+func MAC(keys seal.DigestKeys, cluster string, l Layout, keyText string) string {
+	kind := l.Kind
+	if kind == "" {
+		kind = Rows
+	}
+	var parts [][]byte
+	for _, p := range []string{cluster, kind, l.Database, l.Root, l.Key, keyText} {
+		parts = append(parts, []byte(p))
+	}
+	return keys.MAC(macDomain, parts...)
+}
+
+// settle makes text forms and names mean the same everywhere, and row security
+// an error instead of a smaller answer, until the transaction ends.
+func settle(ctx context.Context, q Querier) error {
+	for _, set := range []string{
+		"search_path = pg_catalog, pg_temp", "row_security = off", "DateStyle = 'ISO, YMD'", "IntervalStyle = postgres",
+		"TimeZone = 'UTC'", "extra_float_digits = 1", "bytea_output = hex", "statement_timeout = 0",
+	} {
+		if _, err := q.Exec(ctx, "SET LOCAL "+set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inTx(ctx context.Context, conn *pgx.Conn, opt pgx.TxOptions, do func(pgx.Tx) error) error {
+	tx, err := conn.BeginTx(ctx, opt)
+	if err != nil {
+		return err
+	}
+	if err := do(tx); err != nil {
+		return errors.Join(err, ignoreClosed(tx.Rollback(context.WithoutCancel(ctx))))
+	}
+	return tx.Commit(ctx)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, pgx.ErrTxClosed) || (err != nil && strings.Contains(err.Error(), "conn closed")) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,183 @@
+package tenancy
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// State is what a live database holds of a deleted project.
+type State string
+
+// The states, in the order in which they follow.
+const (
+	Present State = "present" // rows
+	Residue State = "residue" // no rows, but pages that may still hold their bytes
+	Absent  State = "absent"
+)
+
+// Memo is what must be remembered from one look to the next: when the rows were
+// first seen gone. Whoever loses it waits for another vacuum, nothing worse.
+type Memo struct {
+	GoneAt time.Time         `json:"gone_at,omitzero"` // the server's clock
+	Files  map[uint32]uint32 `json:"files,omitempty"`  // relation → file node, then
+}
+
+// Seen is one look at a live database.
+type Seen struct {
+	State    State
+	Memo     Memo
+	Counts   []catalog.Count // while present
+	Waiting  []string        // tables that must yet be vacuumed or rewritten
+	Vacuumed []string        // tables seen vacuumed or rewritten since the rows went
+	SystemID string
+	Timeline uint32
+	LSN      lsn.LSN   // the insert position after the look
+	At       time.Time // the server's clock
+}
+
+// Live looks whether a live database still holds the project of a tombstone.
+// Absent needs no rows and, since they were seen gone, a vacuum that began
+// afterwards and left no dead rows, or a rewrite, of every table that they may
+// have been in. memo is what the last look returned.
+func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.DigestKeys, memo Memo) (seen Seen, err error) {
+	l := LayoutOf(t)
+	var texts []string
+	err = eachKey(ctx, conn, l, func(text string) {
+		if MAC(keys, t.Cluster, l, text) == t.KeyMAC {
+			texts = append(texts, text)
+		}
+	})
+	if err == nil && len(texts) > 0 {
+		seen.State = Present
+		seen.Counts, err = Count(ctx, conn, l, texts[0])
+	} else if err == nil {
+		err = seen.residue(ctx, conn, t, memo)
+	}
+	if err == nil {
+		err = position(ctx, conn, &seen)
+	}
+	if err != nil {
+		return seen, fmt.Errorf("looking whether live still holds the project of tombstone %s: %w", t.ID, err)
+	}
+	return seen, nil
+}
+
+// position is read last, so that what was seen is true of every later moment
+// unless the project is created anew.
+func position(ctx context.Context, conn *pgx.Conn, s *Seen) error {
+	var at string
+	err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, clock_timestamp(),
+		(SELECT system_identifier::text FROM pg_control_system()),
+		('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint`).Scan(&at, &s.At, &s.SystemID, &s.Timeline)
+	if err != nil {
+		return err
+	}
+	s.LSN, err = lsn.Parse(at)
+	return err
+}
+
+// tableState is what the server's statistics say of one table.
+type tableState struct {
+	Table
+	file    uint32
+	last    *time.Time // the last vacuum, or autovacuum, to end
+	dead    int64
+	changed bool // rows were ever deleted or updated
+	running bool // a vacuum runs
+}
+
+const statesSQL = `
+SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0), greatest(s.last_vacuum, s.last_autovacuum), coalesce(s.n_dead_tup, 0),
+       coalesce(s.n_tup_del + s.n_tup_upd, 0) > 0, EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.relid = c.oid)
+  FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = ANY ($1)`
+
+func states(ctx context.Context, conn *pgx.Conn, tables []Table) ([]tableState, error) {
+	byOID := map[uint32]Table{}
+	var oids []uint32
+	for _, t := range tables {
+		byOID[t.OID] = t
+		oids = append(oids, t.OID)
+	}
+	rows, err := conn.Query(ctx, statesSQL, oids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []tableState
+	for rows.Next() {
+		var s tableState
+		if err := rows.Scan(&s.OID, &s.file, &s.last, &s.dead, &s.changed, &s.running); err != nil {
+			return nil, err
+		}
+		s.Table = byOID[s.OID]
+		out = append(out, s)
+	}
+	return out, rows.Err()
+}
+
+// residue judges a database without the rows.
+func (s *Seen) residue(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, memo Memo) error {
+	tables, err := Dependents(ctx, conn, LayoutOf(t))
+	if err != nil {
+		return err
+	}
+	list, err := states(ctx, conn, tables)
+	if err != nil {
+		return err
+	}
+	counted := map[string]bool{}
+	for _, c := range t.Counts {
+		counted[c.Table] = c.Rows > 0
+	}
+	touched := list[:0:0]
+	for _, one := range list {
+		if one.changed || counted[one.Name] || len(counted) == 0 {
+			touched = append(touched, one)
+		}
+	}
+	s.State, s.Memo = Residue, memo
+	if memo.GoneAt.IsZero() {
+		for _, one := range touched {
+			s.Waiting = append(s.Waiting, one.Name)
+		}
+		return s.begin(ctx, conn, touched)
+	}
+	s.judge(touched)
+	return nil
+}
+
+// begin notes the moment; not while a vacuum runs, which may have passed the rows
+// before they were deleted.
+func (s *Seen) begin(ctx context.Context, conn *pgx.Conn, touched []tableState) error {
+	files := map[uint32]uint32{}
+	for _, one := range touched {
+		if one.running {
+			return nil
+		}
+		files[one.OID] = one.file
+	}
+	s.Memo.Files = files
+	return conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&s.Memo.GoneAt)
+}
+
+func (s *Seen) judge(touched []tableState) {
+	for _, one := range touched {
+		before, known := s.Memo.Files[one.OID]
+		vacuumed := one.last != nil && one.last.After(s.Memo.GoneAt)
+		if (vacuumed || (known && before != one.file)) && one.dead == 0 {
+			s.Vacuumed = append(s.Vacuumed, one.Name)
+		} else {
+			s.Waiting = append(s.Waiting, one.Name)
+		}
+	}
+	if len(s.Waiting) == 0 {
+		s.State = Absent
+	}
+}

@@ -1,0 +1,180 @@
+package tenancy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// Applied says what replaying one tombstone did. Found is false where the copy
+// does not hold the project, or not even its database.
+type Applied struct {
+	ID     string          `json:"id"`
+	Found  bool            `json:"found"`
+	Counts []catalog.Count `json:"counts,omitempty"`
+}
+
+// Connector opens a connection to a database of a restored server.
+type Connector func(ctx context.Context, db string) (*pgx.Conn, error)
+
+// Replay removes the projects of tombs from a restored server and vacuums the
+// tables that they were in. connect must make superusers' connections; keys gives
+// the keys of a digest epoch. It fails closed: where a database is there and its
+// root table is not, nobody can say what belongs to a project, and the copy must
+// not open. A database that did not exist yet at the restored point holds no
+// project: its tombstones are applied and not found. What was applied before an
+// error is in the answer; Replay can be called again.
+func Replay(ctx context.Context, connect func(ctx context.Context, db string) (*pgx.Conn, error), tombs []catalog.Tombstone, keys func(epoch int) (seal.DigestKeys, error)) ([]Applied, error) {
+	byDB := map[string][]catalog.Tombstone{}
+	for _, t := range tombs {
+		if err := LayoutOf(t).Check(); err != nil {
+			return nil, fmt.Errorf("replaying tombstone %s: %w", t.ID, err)
+		}
+		byDB[t.Database] = append(byDB[t.Database], t)
+	}
+	there, err := databases(ctx, connect)
+	if err != nil {
+		return nil, fmt.Errorf("replaying tombstones: %w", err)
+	}
+	var done []Applied
+	for _, db := range slices.Sorted(maps.Keys(byDB)) {
+		if !there[db] {
+			for _, t := range byDB[db] {
+				done = append(done, Applied{ID: t.ID})
+			}
+			continue
+		}
+		some, err := replayDatabase(ctx, connect, db, byDB[db], keys)
+		done = append(done, some...)
+		if err != nil {
+			return done, fmt.Errorf("replaying tombstones in database %s: %w", db, err)
+		}
+	}
+	return done, nil
+}
+
+// databases asks any database that can be reached for the names of all.
+func databases(ctx context.Context, connect Connector) (map[string]bool, error) {
+	conn, err := connect(ctx, "postgres")
+	if err != nil {
+		var second error
+		if conn, second = connect(ctx, "template1"); second != nil {
+			return nil, errors.Join(err, second)
+		}
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	rows, err := conn.Query(ctx, `SELECT datname FROM pg_database`)
+	if err != nil {
+		return nil, err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	there := map[string]bool{}
+	for _, n := range names {
+		there[n] = true
+	}
+	return there, err
+}
+
+func replayDatabase(ctx context.Context, connect Connector, db string, tombs []catalog.Tombstone, keys func(int) (seal.DigestKeys, error)) ([]Applied, error) {
+	conn, err := connect(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	found, err := find(ctx, conn, tombs, keys)
+	if err != nil {
+		return nil, err
+	}
+	var done []Applied
+	for _, t := range tombs {
+		one := Applied{ID: t.ID}
+		for _, text := range found[t.ID] {
+			counts, err := erase(ctx, conn, LayoutOf(t), text)
+			if err != nil {
+				return done, fmt.Errorf("tombstone %s: %w", t.ID, err)
+			}
+			one.Found = true
+			one.Counts = append(one.Counts, counts...)
+		}
+		done = append(done, one)
+	}
+	return done, nil
+}
+
+// erase deletes in a transaction of its own, then vacuums.
+func erase(ctx context.Context, conn *pgx.Conn, l Layout, text string) (counts []catalog.Count, err error) {
+	var touched []Table
+	err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		counts, touched, err = deleteProject(ctx, tx, l, text)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return counts, Vacuum(ctx, conn, touched)
+}
+
+// place is what tombstones of one MAC have in common.
+type place struct {
+	cluster string
+	layout  Layout
+	epoch   int
+}
+
+// find gives the keys' texts of tombstones whose projects the database holds, by
+// tombstone id. It asks for each root table, and each digest epoch, once.
+func find(ctx context.Context, conn *pgx.Conn, tombs []catalog.Tombstone, keys func(int) (seal.DigestKeys, error)) (map[string][]string, error) {
+	wanted := map[place]map[string][]string{} // ids by MAC
+	for _, t := range tombs {
+		p := place{t.Cluster, LayoutOf(t), t.DigestEpoch}
+		if wanted[p] == nil {
+			wanted[p] = map[string][]string{}
+		}
+		wanted[p][t.KeyMAC] = append(wanted[p][t.KeyMAC], t.ID)
+	}
+	found := map[string][]string{}
+	order := slices.SortedFunc(maps.Keys(wanted), func(a, b place) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	for _, p := range order {
+		k, err := keys(p.epoch)
+		if err != nil {
+			return nil, fmt.Errorf("the keys of digest epoch %d are needed to know whose rows to delete: %w", p.epoch, err)
+		}
+		err = eachKey(ctx, conn, p.layout, func(text string) {
+			for _, id := range wanted[p][MAC(k, p.cluster, p.layout, text)] {
+				found[id] = append(found[id], text)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// eachKey gives the text of every key of the root table.
+func eachKey(ctx context.Context, conn *pgx.Conn, l Layout, yield func(text string)) error {
+	return inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := settle(ctx, tx); err != nil {
+			return err
+		}
+		g, err := readGraph(ctx, tx, l)
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, fmt.Sprintf(`SELECT DISTINCT r.%s::text FROM %s r WHERE r.%s IS NOT NULL`, g.col, g.from(g.root), g.col))
+		if err != nil {
+			return err
+		}
+		var text string
+		_, err = pgx.ForEachRow(rows, []any{&text}, func() error { yield(text); return nil })
+		return err
+	})
+}
