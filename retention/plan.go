@@ -1,0 +1,329 @@
+package retention
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/approval"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+)
+
+// Hold keeps a snapshot, and exactly the WAL that it needs, whatever the policy.
+type Hold struct {
+	ID       string `json:"id"`
+	Snapshot string `json:"snapshot"`
+	Why      string `json:"why"`
+}
+
+// Inputs are all that a plan follows from.
+type Inputs struct {
+	Cluster string
+	Now     time.Time
+	Last    time.Time // Now of the last plan that was carried out; zero: none is known
+	Policy  Policy
+
+	Snapshots []catalog.Snapshot      // committed and not forgotten
+	Intents   []catalog.Intent        // begun and not committed, without a mark
+	WAL       []File                  // every note, files that are no WAL included
+	Marked    []catalog.WALSpan       // stretches under a mark already
+	Lineages  []catalog.Lineage       // of every epoch
+	Histories map[Branch][]lsn.Switch // of timelines after the first, as far as known
+	Proofs    []catalog.Proof
+	Holds     []Hold
+
+	Complete  bool          // nothing that was ever acknowledged is missing above
+	Missing   []string      // why not
+	IntentAge time.Duration // an older intent is garbage; 0: 72 h
+	MaxShare  float64       // of the snapshots may go at once; 0: a half
+	Force     bool          // whatever MaxShare says
+}
+
+// Branch is one timeline of one database system.
+type Branch struct {
+	SystemID string
+	Timeline uint32
+}
+
+// Plan is what stays and what goes, with reasons.
+type Plan struct {
+	Hash         string         `json:"hash"`
+	Cluster      string         `json:"cluster"`
+	Now          time.Time      `json:"now"`
+	Snapshots    []Decision     `json:"snapshots"` // the oldest first
+	Garbage      []Decision     `json:"garbage"`   // snapshots that were begun and never committed
+	WAL          []WALDecision  `json:"wal"`
+	Window       Window         `json:"window"`
+	OverRetained []OverRetained `json:"over_retained"`
+	// Refused says why the plan must not be carried out; empty: it may.
+	Refused []string `json:"refused"`
+	Forced  bool     `json:"forced,omitempty"`
+}
+
+// Decision is about one snapshot.
+type Decision struct {
+	ID      string    `json:"id"`
+	Keep    bool      `json:"keep"`
+	Reasons []string  `json:"reasons"`
+	At      time.Time `json:"finished_at"`
+	Expires time.Time `json:"expires_at,omitzero"` // the latest, by the ceiling
+}
+
+// Window is the span of which every moment can be restored once the plan is
+// carried out, as far as snapshots tell: WAL may have gaps. Zero: there is none.
+type Window struct {
+	From time.Time `json:"from,omitzero"`
+}
+
+// OverRetained is a snapshot that stays beyond its ceiling, and what lets it go.
+type OverRetained struct {
+	ID      string    `json:"id"`
+	Since   time.Time `json:"since"`
+	Because []string  `json:"because"`
+	Needs   []string  `json:"needs"` // snapshot | drill | release of a hold
+}
+
+// ErrRefused means that a plan must not be carried out.
+var ErrRefused = errors.New("the retention plan is refused")
+
+// Err is ErrRefused with the reasons, or nil.
+func (p Plan) Err() error {
+	if len(p.Refused) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrRefused, strings.Join(p.Refused, "; "))
+}
+
+// clockMargin is how far two clocks may be apart.
+const clockMargin = 10 * time.Minute
+
+// MakePlan decides. It is pure: the same inputs give the same plan, and a plan
+// over what the last one kept, at the same moment, removes nothing more. The
+// error is a policy that cannot be meant; a plan that must not be carried out
+// says so itself.
+func MakePlan(in Inputs) (Plan, error) {
+	if err := in.Policy.Check(); err != nil {
+		return Plan{}, err
+	}
+	in.Now = in.Now.UTC()
+	in.WAL = sortFiles(in.WAL)
+	in.Snapshots = slices.Clone(in.Snapshots)
+	slices.SortStableFunc(in.Snapshots, older)
+	p := &planner{Inputs: in, why: map[string][]string{}, must: map[string]bool{}, timelines: map[string][]uint32{}, systems: map[int]string{}}
+	p.plan = Plan{
+		Cluster: in.Cluster, Now: in.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
+		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force,
+	}
+	p.guard()
+	if len(p.plan.Refused) > 0 {
+		p.keepAll("the plan is refused")
+	}
+	p.keepNewest()
+	p.keepFloor()
+	p.keepWindow()
+	p.keepTiers()
+	p.keepNamed()
+	p.decide()
+	p.judgeIntents()
+	p.judgeWAL()
+	p.checkShare()
+	var err error
+	p.plan.Hash, err = approval.Hash(p.plan)
+	return p.plan, err
+}
+
+// older sorts by lineage, then by where a snapshot ends (P13 of the pains).
+func older(a, b catalog.Snapshot) int {
+	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.StopLSN, b.StopLSN), a.FinishedAt.Compare(b.FinishedAt), strings.Compare(a.ID, b.ID))
+}
+
+type planner struct {
+	Inputs
+	plan  Plan
+	why   map[string][]string // reasons to keep, by snapshot
+	must  map[string]bool     // kept beyond the ceiling as well
+	bases []base              // what the window begins at
+
+	timelines map[string][]uint32 // that were found, by system
+	systems   map[int]string      // by epoch
+}
+
+// keep gives a reason that ends at the ceiling.
+func (p *planner) keep(id, format string, args ...any) {
+	if why := fmt.Sprintf(format, args...); !slices.Contains(p.why[id], why) {
+		p.why[id] = append(p.why[id], why)
+	}
+}
+
+// insist gives a reason that does not.
+func (p *planner) insist(id, format string, args ...any) {
+	p.keep(id, format, args...)
+	p.must[id] = true
+}
+
+func (p *planner) keepAll(why string) {
+	for _, s := range p.Snapshots {
+		p.insist(s.ID, "%s", why)
+	}
+}
+
+// good are the snapshots that count as backups (C-21), of a kind.
+func (p *planner) good(kind string) (list []catalog.Snapshot) {
+	for _, s := range p.Snapshots {
+		if !s.Suspect && s.Kind == kind {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+func (p *planner) kinds() []string {
+	var kinds []string
+	for _, s := range p.Snapshots {
+		if !slices.Contains(kinds, s.Kind) {
+			kinds = append(kinds, s.Kind)
+		}
+	}
+	return kinds
+}
+
+// keepNewest keeps the newest snapshot, the newest good and the newest proven one.
+func (p *planner) keepNewest() {
+	proven := map[string]bool{}
+	for _, f := range p.Proofs {
+		if f.Outcome == "pass" || f.Outcome == "pass_with_gaps" {
+			proven[f.Snapshot] = true
+		}
+	}
+	for _, kind := range p.kinds() {
+		if good := p.good(kind); len(good) > 0 {
+			p.insist(good[len(good)-1].ID, "newest")
+		}
+		for i, seen, best := len(p.Snapshots)-1, false, false; i >= 0; i-- {
+			s := p.Snapshots[i]
+			if s.Kind != kind {
+				continue
+			}
+			if !seen && s.Suspect {
+				p.insist(s.ID, "newest, though suspect")
+			}
+			if seen = true; proven[s.ID] && !best {
+				p.insist(s.ID, "newest proven")
+				best = true
+			}
+		}
+	}
+}
+
+func (p *planner) keepFloor() {
+	for _, s := range p.Snapshots {
+		if p.Policy.zero() {
+			p.insist(s.ID, "the policy sets no end")
+		} else if age := p.Now.Sub(s.FinishedAt); age < p.Policy.floor() {
+			p.insist(s.ID, "keep_at_least %s", short(p.Policy.floor()))
+		}
+	}
+}
+
+// keepTiers keeps the newest good snapshot of each of the last n hours, days, …
+// that have one. A time without snapshots uses none of them up.
+func (p *planner) keepTiers() {
+	for _, kind := range p.kinds() {
+		good := p.good(kind)
+		slices.SortStableFunc(good, func(a, b catalog.Snapshot) int { return a.FinishedAt.Compare(b.FinishedAt) })
+		for _, t := range p.Policy.tiers() {
+			last, left := "", t.count
+			for i := len(good) - 1; i >= 0 && left > 0; i-- {
+				if b := t.bucket(good[i].FinishedAt.UTC()); b != last {
+					p.keep(good[i].ID, "%s: %s", t.name, b)
+					last = b
+					left--
+				}
+			}
+		}
+	}
+}
+
+// keepNamed keeps what holds and unfinished snapshots name.
+func (p *planner) keepNamed() {
+	for _, h := range p.Holds {
+		p.insist(h.Snapshot, "hold %s: %s", h.ID, h.Why)
+	}
+	for _, in := range p.Intents {
+		if in.Base != "" && p.alive(in) {
+			p.insist(in.Base, "snapshot %s, which is being taken, builds on it", in.ID)
+		}
+	}
+}
+
+// decide weighs reasons against the ceiling.
+func (p *planner) decide() {
+	for _, s := range p.Snapshots {
+		d := Decision{ID: s.ID, Keep: len(p.why[s.ID]) > 0, Reasons: p.why[s.ID], At: s.FinishedAt.UTC()}
+		limit := p.Policy.KeepAtMost
+		if limit > 0 {
+			d.Expires = s.StartedAt.Add(limit).UTC()
+		}
+		switch over := limit > 0 && !p.Now.Before(d.Expires.Add(-p.Policy.RemovalGrace-p.Policy.Lead)); {
+		case d.Keep && over && !p.must[s.ID]:
+			d.Keep, d.Reasons = false, []string{"keep_at_most " + short(limit)}
+		case d.Keep && over:
+			p.over(s, d)
+		case !d.Keep && s.Suspect:
+			d.Reasons = []string{"suspect, and older than keep_at_least"}
+		case !d.Keep:
+			d.Reasons = []string{"no rule keeps it"}
+		}
+		p.plan.Snapshots = append(p.plan.Snapshots, d)
+	}
+}
+
+// over reports a snapshot that must stay beyond its ceiling.
+func (p *planner) over(s catalog.Snapshot, d Decision) {
+	o := OverRetained{ID: s.ID, Since: d.Expires, Because: d.Reasons, Needs: []string{}}
+	need := func(what string) {
+		if !slices.Contains(o.Needs, what) {
+			o.Needs = append(o.Needs, what)
+		}
+	}
+	for _, r := range d.Reasons {
+		switch {
+		case r == "newest proven":
+			need("drill")
+		case strings.HasPrefix(r, "hold "):
+			need("release of a hold")
+		default:
+			need("snapshot")
+		}
+	}
+	p.plan.OverRetained = append(p.plan.OverRetained, o)
+}
+
+func (p *planner) alive(in catalog.Intent) bool {
+	limit := p.IntentAge
+	if limit <= 0 {
+		limit = 72 * time.Hour
+	}
+	return p.Now.Sub(in.StartedAt) < limit
+}
+
+func (p *planner) judgeIntents() {
+	for _, in := range p.Intents {
+		d := Decision{ID: in.ID, At: in.StartedAt.UTC(), Keep: true, Reasons: []string{"may be running"}}
+		if len(p.plan.Refused) == 0 && !p.Policy.zero() && !p.alive(in) {
+			d.Keep, d.Reasons = false, []string{"was begun and never committed"}
+		}
+		p.plan.Garbage = append(p.plan.Garbage, d)
+	}
+}
+
+func short(d time.Duration) string {
+	if d >= 24*time.Hour && d%(24*time.Hour) == 0 {
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	}
+	return d.String()
+}

@@ -1,0 +1,74 @@
+package retention
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Policy is a floor and a ceiling for one cluster. A zero policy keeps everything.
+type Policy struct {
+	Window time.Duration // every moment of it can be restored
+	// Hourly to Yearly are how many hours, days, ISO weeks, months and years (UTC)
+	// that have snapshots keep their newest one.
+	Hourly, Daily, Weekly, Monthly, Yearly int
+	KeepAtLeast                            time.Duration // since a snapshot's end; 0: the window
+	KeepAtMost                             time.Duration // since a snapshot's start: by then its bytes are gone; 0: no ceiling
+	RemovalGrace                           time.Duration // between the mark and the removal
+	// Lead is how long before its ceiling a snapshot is let go, besides the grace:
+	// the time between two runs.
+	Lead time.Duration
+}
+
+func (p Policy) zero() bool {
+	q := p
+	q.RemovalGrace, q.Lead = 0, 0
+	return q == Policy{}
+}
+
+func (p Policy) floor() time.Duration {
+	if p.KeepAtLeast > 0 {
+		return p.KeepAtLeast
+	}
+	return p.Window
+}
+
+// Check finds what cannot be meant.
+func (p Policy) Check() error {
+	var errs []error
+	for _, d := range []struct {
+		name string
+		d    time.Duration
+	}{{"window", p.Window}, {"keep_at_least", p.KeepAtLeast}, {"keep_at_most", p.KeepAtMost}, {"removal_grace", p.RemovalGrace}} {
+		if d.d < 0 {
+			errs = append(errs, fmt.Errorf("%s is %s, want 0 or more", d.name, d.d))
+		}
+	}
+	if min(p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly) < 0 {
+		errs = append(errs, errors.New("a count below 0"))
+	}
+	if p.KeepAtMost > 0 && p.KeepAtMost <= max(p.Window, p.floor())+p.RemovalGrace+p.Lead {
+		errs = append(errs, fmt.Errorf("keep_at_most %s leaves no room for window, keep_at_least and removal_grace", p.KeepAtMost))
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("retention policy: %w", errors.Join(errs...))
+	}
+	return nil
+}
+
+// tier is one of the counts.
+type tier struct {
+	name   string
+	count  int
+	bucket func(time.Time) string
+}
+
+func (p Policy) tiers() []tier {
+	return []tier{
+		{"hourly", p.Hourly, func(t time.Time) string { return t.Format("2006-01-02 15h") }},
+		{"daily", p.Daily, func(t time.Time) string { return t.Format("2006-01-02") }},
+		{"weekly", p.Weekly, func(t time.Time) string { y, w := t.ISOWeek(); return fmt.Sprintf("%d week %d", y, w) }},
+		{"monthly", p.Monthly, func(t time.Time) string { return t.Format("2006-01") }},
+		{"yearly", p.Yearly, func(t time.Time) string { return t.Format("2006") }},
+	}
+}
