@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -46,7 +47,7 @@ func readManifest(ctx context.Context, r Repo, s catalog.Snapshot) (catalog.Mani
 	if err != nil {
 		return catalog.Manifest{}, fmt.Errorf("reading the manifest of snapshot %s: %w", s.ID, err)
 	}
-	plain, err := seal.NewBlobReader(strings.NewReader(string(sealed)), r.identities(), maxManifest)
+	plain, err := seal.NewBlobReader(bytes.NewReader(sealed), r.identities(), maxManifest)
 	if err != nil {
 		return catalog.Manifest{}, fmt.Errorf("opening the manifest of snapshot %s: %w", s.ID, err)
 	}

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -54,6 +55,7 @@ type gatherer struct {
 	now     time.Time
 	snaps   catalog.Snapshots
 	entries []catalog.WALEntry // on the path's timelines
+	beyond  error              // WAL that is listed and cannot be reached
 	in      Inputs
 }
 
@@ -62,6 +64,9 @@ type gatherer struct {
 func Gather(ctx context.Context, r Repo, cluster string, target Target, now time.Time) (Inputs, error) {
 	if err := target.Check(); err != nil {
 		return Inputs{}, err
+	}
+	if known := r.Reader.Zones(); target.Zone != "" && !slices.Contains(known, target.Zone) {
+		return Inputs{}, fmt.Errorf("planning a restore of %s: there is no zone %q; want one of %s", cluster, target.Zone, strings.Join(known, ", "))
 	}
 	g := &gatherer{Repo: r.only(target.Zone), all: r, cluster: cluster, target: target, now: now}
 	g.in = Inputs{Cluster: cluster, Now: now, Target: target}
@@ -78,9 +83,12 @@ func (g *gatherer) readSnapshots(ctx context.Context) (err error) {
 		return err
 	}
 	g.missing("snapshots", g.snaps.Require())
+	if g.target.Zone != "" {
+		g.missing("zone "+g.target.Zone, errors.New("it alone was asked, others may hold more"))
+	}
 	if len(g.snaps.List) == 0 {
 		names, _ := g.Catalog.Clusters(ctx)
-		return fmt.Errorf("%w: the repository shows no snapshot of %s (clusters seen: %s)%s", ErrUnreachable, g.cluster, strings.Join(names, ", "), faults(g.snaps.Faults))
+		return fmt.Errorf("%w: the repository shows no snapshot of %s%s (clusters seen: %s)%s", ErrUnreachable, g.cluster, g.alone(), strings.Join(names, ", "), faults(append(g.snaps.Faults, g.snaps.Missing...)))
 	}
 	return nil
 }
@@ -135,12 +143,10 @@ func newestTimeline(entries []catalog.WALEntry, last catalog.Snapshot) uint32 {
 	return timeline
 }
 
-// histories reads the history of the chosen timeline and lists the history files
-// that recovery will ask for.
+// histories reads the history of the chosen timeline, and lists all history
+// files: recovery asks for its own, and promotion for others, so as not to take
+// the number of a timeline that exists (findNewestTimeLine in timeline.c).
 func (g *gatherer) histories(ctx context.Context, entries []catalog.WALEntry) ([]lsn.Switch, error) {
-	if g.in.Timeline == 1 {
-		return nil, nil
-	}
 	var small []catalog.WALEntry
 	for _, e := range entries {
 		if e.From == e.To {
@@ -151,6 +157,7 @@ func (g *gatherer) histories(ctx context.Context, entries []catalog.WALEntry) ([
 	if err != nil {
 		return nil, err
 	}
+	found := g.in.Timeline == 1
 	var own []lsn.Switch
 	for _, n := range slices.Backward(notes) {
 		if !strings.HasSuffix(n.Body.File, ".history") || slices.ContainsFunc(g.in.Histories, func(f File) bool { return f.Name == n.Body.File }) {
@@ -161,11 +168,13 @@ func (g *gatherer) histories(ctx context.Context, entries []catalog.WALEntry) ([
 			if own, err = g.history(ctx, n.Body); err != nil {
 				return nil, err
 			}
+			found = true
 		}
 	}
-	if own == nil {
-		return nil, fmt.Errorf("%w: the archive has no %s, without which the way to timeline %d is not known%s", ErrUnreachable, lsn.HistoryName(g.in.Timeline), g.in.Timeline, faults(bad))
+	if !found {
+		return nil, fmt.Errorf("%w: the archive has no %s%s, without which the way to timeline %d is not known%s", ErrUnreachable, lsn.HistoryName(g.in.Timeline), g.alone(), g.in.Timeline, faults(bad))
 	}
+	slices.SortFunc(g.in.Histories, func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
 	return own, nil
 }
 
@@ -191,7 +200,7 @@ func (g *gatherer) readObjects(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the list of objects of snapshot %s: %w", g.in.Snapshot.ID, err)
 	}
-	g.in.Objects, err = catalog.DecodeObjects(strings.NewReader(string(data)))
+	g.in.Objects, err = catalog.DecodeObjects(bytes.NewReader(data))
 	return err
 }
 

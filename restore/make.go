@@ -52,7 +52,7 @@ const settling = 4.0
 // MakePlan is the plan that follows from in: a pure function.
 func MakePlan(in Inputs) (Plan, error) {
 	s := in.Snapshot
-	wal, err := files(in.Legs, pieces(in.Notes), s.SegSize, s.StartLSN, fetchTo(in.Moment, s))
+	wal, err := files(in.Legs, pieces(in.Legs, in.Notes), s.SegSize, s.StartLSN, fetchTo(in.Moment, s))
 	if err != nil {
 		return Plan{}, fmt.Errorf("planning a restore of %s to %s from snapshot %s: %w", in.Cluster, in.Target, s.ID, err)
 	}
@@ -64,13 +64,13 @@ func MakePlan(in Inputs) (Plan, error) {
 		Tombstones: []string{}, Freshness: "proven", Zones: in.Zones,
 	}
 	if in.Moment.Stop != 0 {
-		p.Stop = Stop{"recovery_target_lsn", in.Moment.Stop.String()}
+		p.Stop = Stop{"recovery_target_lsn", in.Moment.Stop.String(), in.Moment.Upto}
 	}
 	if len(in.Missing) > 0 {
 		p.Freshness = "not proven: " + strings.Join(in.Missing, "; ")
 	}
 	for _, t := range in.Tombstones {
-		if applies(t, in.Absences, in.Legs, in.Moment.End.LSN) {
+		if applies(t, in.Absences, s.SystemID, in.Legs, in.Moment.End.LSN) {
 			p.Tombstones = append(p.Tombstones, t.ID)
 		}
 	}
@@ -86,9 +86,9 @@ func fetchTo(m Moment, s catalog.Snapshot) lsn.LSN { return max(m.End.LSN, m.Upt
 // applies says whether a tombstone must be replayed in a database restored to
 // end: not, where the restored history holds the moment at which live was seen
 // without the project (DESIGN, "Keeping and forgetting").
-func applies(t catalog.Tombstone, absences map[string]catalog.Absent, legs []leg, end lsn.LSN) bool {
+func applies(t catalog.Tombstone, absences map[string]catalog.Absent, systemID string, legs []leg, end lsn.LSN) bool {
 	a, seen := absences[t.ID]
-	return !seen || a.LSN > end || !passes(legs, a.Timeline, a.LSN)
+	return !seen || a.SystemID != systemID || a.LSN > end || !passes(legs, a.Timeline, a.LSN)
 }
 
 func weigh(p *Plan, in Inputs) {

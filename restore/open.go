@@ -1,9 +1,11 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,16 +29,8 @@ type Opened struct {
 	Log        string `json:"log"`
 }
 
-// finishConfig leaves settings with which the copy does no harm.
-func (room *Room) finishConfig() error { return writeAuto(room.opt.To, room.programs, nil) }
-
 func writeAuto(dir string, p sandbox.Programs, more map[string]string) error {
-	t := tree{root: dir, own: p.Own}
-	auto, err := os.ReadFile(filepath.Join(dir, "postgresql.auto.conf"))
-	if err != nil {
-		return fmt.Errorf("reading the restored cluster's settings: %w", err)
-	}
-	return t.write("postgresql.auto.conf", harmless(auto, more), 0o600)
+	return writeSettings(&tree{root: dir, own: p.Own}, more)
 }
 
 // Open starts a cluster that a restore left closed, for its users: its own
@@ -46,8 +40,11 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 	if err != nil {
 		return Opened{}, fmt.Errorf("opening: %w", err)
 	}
-	if m.Result == nil || !m.Result.Complete || m.State != "closed" {
+	if m.Result == nil || !m.Result.Complete || m.State != "closed" && m.State != "quarantined" && m.State != "open" {
 		return Opened{}, fmt.Errorf("opening %s: the restore into it is %s, not closed and complete; discard it and restore again", dir, m.State)
+	}
+	if pid := running(dir); pid != 0 {
+		return Opened{}, fmt.Errorf("opening %s: a server runs there already (process %d)", dir, pid)
 	}
 	programs, err := sandbox.FindPrograms(majorOf(dir), opt.Binaries)
 	if err != nil {
@@ -59,19 +56,27 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 			return Opened{}, err
 		}
 	}
-	more := map[string]string{"port": strconv.Itoa(opt.Port), "listen_addresses": opt.Listen, "unix_socket_directories": dir, "cluster_name": "restored " + m.Cluster}
-	if opt.Listen == "" {
-		more["listen_addresses"] = "localhost"
+	o := Opened{Port: opt.Port, Socket: dir, Log: filepath.Join(dir, "holdfast-start.log")}
+	more := map[string]string{"port": strconv.Itoa(opt.Port), "listen_addresses": cmp.Or(opt.Listen, "localhost"), "unix_socket_directories": dir, "cluster_name": "restored " + m.Cluster}
+	if len(dir)+len("/.s.PGSQL.65535") > maxSocketPath {
+		more["unix_socket_directories"], o.Socket = "", "localhost"
+	}
+	if m.State == "quarantined" {
+		maps.Copy(more, quarantined(m.Cluster))
 	}
 	if err := writeAuto(dir, programs, more); err != nil {
 		return Opened{}, err
 	}
-	log := filepath.Join(dir, "holdfast-start.log")
-	if err := programs.StartDaemon(ctx, dir, log); err != nil {
-		return Opened{}, err
+	if err := programs.StartDaemon(ctx, dir, o.Log); err != nil {
+		return Opened{}, fmt.Errorf("opening %s: %w", dir, err)
 	}
-	o := Opened{Port: opt.Port, Socket: dir, Log: log}
-	o.Connection = fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", dir, opt.Port)
+	if m.State == "closed" {
+		m.State = "open"
+		if err := m.write(dir, programs); err != nil {
+			return Opened{}, err
+		}
+	}
+	o.Connection = fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", o.Socket, opt.Port)
 	return o, nil
 }
 

@@ -43,13 +43,32 @@ type piece struct {
 	catalog.WAL
 }
 
+// stretch is the part of a piece that a way through the WAL takes: [Lo, Hi).
+type stretch struct {
+	piece
+	Lo, Hi lsn.LSN
+}
+
+// whole says that nothing behind the stretch is left out of its piece, as it is
+// where the way turned to another timeline.
+func (s stretch) whole() bool { return s.Hi == s.To }
+
 // pieces sorts the WAL (not histories and the like) among notes for cover: by
-// timeline and position, of one position the longest first, then the newest epoch.
-func pieces(notes []catalog.Noted[catalog.WAL]) map[uint32][]piece {
+// timeline and position, of one position the longest first, then the newest
+// epoch. A timeline's first segment begins with its parent's bytes, copied by the
+// promotion (XLogFileCopy in xlog.c): they stand for the parent's.
+func pieces(legs []leg, notes []catalog.Noted[catalog.WAL]) map[uint32][]piece {
 	out := map[uint32][]piece{}
 	for _, n := range notes {
 		if n.Body.To > n.Body.From {
 			out[n.Body.Timeline] = append(out[n.Body.Timeline], piece{n.Body})
+		}
+	}
+	for i := len(legs) - 1; i > 0; i-- {
+		for _, p := range out[legs[i].Timeline] {
+			if p.From < legs[i].From {
+				out[legs[i-1].Timeline] = append(out[legs[i-1].Timeline], p)
+			}
 		}
 	}
 	for _, list := range out {
@@ -60,15 +79,17 @@ func pieces(notes []catalog.Noted[catalog.WAL]) map[uint32][]piece {
 	return out
 }
 
-// next is the piece that reaches furthest from position at; of two that reach
-// as far, the one that begins earlier, so that whole segments win over slices.
-func next(list []piece, at lsn.LSN) (piece, bool) {
+// next is the piece that reaches furthest from position at, below limit; of two
+// that reach as far, the one that begins earlier, so that whole segments win over
+// slices.
+func next(list []piece, at, limit lsn.LSN) (piece, bool) {
 	var best piece
 	for _, p := range list {
 		if p.From > at {
 			break
 		}
-		if p.To > at && (p.To > best.To || p.To == best.To && p.Epoch > best.Epoch) {
+		far, have := min(p.To, limit), min(best.To, limit)
+		if p.To > at && (far > have || far == have && p.Epoch > best.Epoch) {
 			best = p
 		}
 	}
@@ -77,35 +98,47 @@ func next(list []piece, at lsn.LSN) (piece, bool) {
 
 // cover takes pieces from position from on, without a gap, up to to at the most;
 // it says how far it came.
-func cover(list []piece, from, to lsn.LSN) (parts []Part, used []piece, reached lsn.LSN) {
+func cover(list []piece, from, to lsn.LSN) (parts []Part, used []stretch, reached lsn.LSN) {
 	for reached = from; reached < to; {
-		p, ok := next(list, reached)
+		p, ok := next(list, reached, to)
 		if !ok {
 			break
 		}
 		end := min(p.To, to)
 		parts = append(parts, Part{Object: p.Object, Off: int64(reached - p.From), Len: int64(end - reached), Raw: p.Raw, RawSize: p.RawSize})
-		used = append(used, p)
+		used = append(used, stretch{p, reached, end})
 		reached = end
 	}
 	return parts, used, reached
 }
 
-// walk follows the path from position from of timeline as far as the pieces go,
-// or to stop. It gives each piece it used, in order, and where it came to.
-func walk(legs []leg, by map[uint32][]piece, timeline uint32, from, stop lsn.LSN) (used []piece, end lsn.LSN, on uint32) {
-	i := slices.IndexFunc(legs, func(l leg) bool { return l.Timeline == timeline })
-	end, on = from, timeline
-	for ; i >= 0 && i < len(legs) && end < stop; i++ {
-		to := min(legs[i].To, stop)
-		_, u, reached := cover(by[legs[i].Timeline], end, to)
+// walk follows the path from position from of timeline as far as the pieces go.
+// It gives each stretch it used, in order, where it came to and on which leg.
+func walk(legs []leg, by map[uint32][]piece, timeline uint32, from lsn.LSN) (used []stretch, end lsn.LSN, on int) {
+	i := max(0, slices.IndexFunc(legs, func(l leg) bool { return l.Timeline == timeline }))
+	end, on = from, i
+	for ; i < len(legs); i++ {
+		_, u, reached := cover(by[legs[i].Timeline], end, legs[i].To)
 		used = append(used, u...)
-		end, on = reached, legs[i].Timeline
-		if reached < to {
+		end, on = reached, i
+		if reached < legs[i].To {
 			break
 		}
 	}
 	return used, end, on
+}
+
+// more is an entry that shows WAL of the path behind position end of leg on: what
+// cannot be reached because something before it is missing.
+func more(legs []leg, entries []catalog.WALEntry, end lsn.LSN, on int) (catalog.WALEntry, bool) {
+	for i := on; i < len(legs); i++ {
+		for _, e := range entries {
+			if e.Timeline == legs[i].Timeline && e.From < legs[i].To && min(e.To, legs[i].To) > end {
+				return e, true
+			}
+		}
+	}
+	return catalog.WALEntry{}, false
 }
 
 // files lists what restore_command may be asked for between from and end: for

@@ -91,6 +91,8 @@ type Part struct {
 type Stop struct {
 	Setting string `json:"setting,omitempty"`
 	Value   string `json:"value,omitempty"`
+	// Upto is where the WAL ends that finds it: arriving there is as good.
+	Upto lsn.LSN `json:"upto,omitzero"`
 }
 
 // End is where recovery must arrive. LSN: the end of the last record that must
@@ -129,9 +131,11 @@ type Result struct {
 	Complete   bool               `json:"complete"`
 	Timeline   uint32             `json:"timeline"` // after promotion
 	Tombstones []AppliedTombstone `json:"tombstones"`
-	NoEgress   bool               `json:"no_egress"`
-	Bytes      int64              `json:"bytes"`
-	Seconds    Seconds            `json:"seconds"`
+	// Quarantined: deleted projects may be in it; superusers alone may enter.
+	Quarantined bool    `json:"quarantined,omitempty"`
+	NoEgress    bool    `json:"no_egress"`
+	Bytes       int64   `json:"bytes"`
+	Seconds     Seconds `json:"seconds"`
 }
 
 // AppliedTombstone says what replaying one tombstone removed.

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +25,31 @@ func parsePath(timeline uint32, data []byte) ([]leg, error) {
 	return path(timeline, switches), err
 }
 
+// errAgain means that the server ended, or was ended, in a way that a new start
+// may mend.
+var errAgain = errors.New("recovery is to be started again")
+
+// replay is how far recovery came over all starts of the server.
+type replay struct {
+	began    time.Time
+	best     lsn.LSN   // the furthest that replay was seen
+	served   int       // the furthest file that recovery took
+	rose     time.Time // when best or served last did
+	now      lsn.LSN   // in this start: after a new start replay begins further back
+	moved    time.Time // when now last did
+	fruitful bool      // this start got further than those before
+}
+
+func (r *replay) see(now lsn.LSN, served int) {
+	if now != r.now {
+		r.now, r.moved = now, time.Now()
+	}
+	if now > r.best || served > r.served {
+		r.rose, r.moved, r.fruitful = time.Now(), time.Now(), true
+	}
+	r.best, r.served = max(r.best, now), max(r.served, served)
+}
+
 // doReplay runs recovery until what was replayed reaches the expected end, and
 // promotes. PostgreSQL may stop on a doubt of restore_command as often as it
 // likes: it is started again while replay advances or the stall limit lasts.
@@ -32,49 +60,51 @@ func (room *Room) doReplay(ctx context.Context) error {
 	if err := room.serveWAL(ctx); err != nil {
 		return err
 	}
-	began, moved := time.Now(), time.Now()
-	var last lsn.LSN
-	for {
-		reached, err := room.recoverOnce(ctx, began, &last, &moved)
+	defer room.stopped()
+	r := &replay{began: time.Now(), served: -1, rose: time.Now()}
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		r.now, r.moved, r.fruitful = 0, time.Now(), false
+		err := room.recoverOnce(ctx, r)
 		if err == nil {
-			room.Result.Reached.LSN = reached
-			return room.promote(ctx)
+			return nil
 		}
-		if ctx.Err() != nil || time.Since(moved) > room.opt.Stall || !room.retryable() {
-			return fmt.Errorf("%w: replay came to %s of %s: %w", ErrIncomplete, last, room.Plan.ExpectedEnd.LSN, err)
+		if ctx.Err() != nil || !errors.Is(err, errAgain) || time.Since(r.rose) > room.opt.Stall {
+			return fmt.Errorf("%w: replay came to %s of %s: %w", ErrIncomplete, r.best, room.Plan.ExpectedEnd.LSN, err)
+		}
+		if r.fruitful {
+			wait = 100 * time.Millisecond
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
 		}
 	}
-}
-
-// retryable says whether the server ended for want of WAL, which may come back.
-func (room *Room) retryable() bool {
-	room.fetch.mu.Lock()
-	defer room.fetch.mu.Unlock()
-	again := room.fetch.last != nil
-	room.fetch.last = nil
-	return again
 }
 
 // serveWAL starts answering restore_command.
 func (room *Room) serveWAL(ctx context.Context) (err error) {
-	sock := filepath.Join(room.dir, "wal.sock")
+	sock := filepath.Join(room.sockets, "wal.sock")
 	room.fetch, err = newFetchServer(ctx, room.repo, room.Plan, sock, filepath.Join(room.dir, "wal"), room.programs.Own)
 	if err != nil {
 		return err
 	}
+	room.fetch.retry = min(room.fetch.retry, room.opt.Stall/2)
 	fctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- room.fetch.Run(fctx) }()
-	room.stopped = func() { cancel(); <-done }
+	room.stopped = sync.OnceFunc(func() { cancel(); <-done })
 	return nil
 }
 
 func (room *Room) settings() map[string]string {
 	s := map[string]string{
-		"restore_command":               RestoreCommand(room.opt.Program, filepath.Join(room.dir, "wal.sock")),
-		"recovery_target_action":        "pause",
-		"recovery_target_timeline":      strconv.Itoa(int(room.Plan.Timeline)),
-		"wal_retrieve_retry_interval":   "200ms",
+		"restore_command":             RestoreCommand(room.opt.Program, filepath.Join(room.sockets, "wal.sock")),
+		"recovery_target_action":      "pause",
+		"recovery_target_timeline":    strconv.Itoa(int(room.Plan.Timeline)),
+		"wal_retrieve_retry_interval": "100ms",
+		"lc_messages":                 "C", // its log is read for restore_command's failures
+		// What is not closed is thrown away after a crash; Close makes all durable.
+		"fsync": "off", "recovery_init_sync_method": "syncfs",
 		"wal_receiver_create_temp_slot": "off",
 		"hot_standby_feedback":          "off",
 	}
@@ -88,30 +118,38 @@ func (room *Room) settings() map[string]string {
 	return s
 }
 
-// recoverOnce starts the server under standby.signal and waits until replay has
-// arrived. On an error the server has ended.
-func (room *Room) recoverOnce(ctx context.Context, began time.Time, last *lsn.LSN, moved *time.Time) (lsn.LSN, error) {
+// recoverOnce starts the server under standby.signal, waits until replay has
+// arrived, and promotes. On an error the server has ended.
+func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 	srv, err := sandbox.Launch(ctx, sandbox.Config{
-		Programs: room.programs, DataDir: room.opt.To, SocketDir: filepath.Join(room.dir, "s"),
+		Programs: room.programs, DataDir: room.opt.To, SocketDir: filepath.Join(room.sockets, "s"),
 		Settings: room.settings(), ConfigFile: room.tree.confFile(), Log: room.opt.Log, Role: room.role(),
 	})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	room.Server = srv
-	reached, err := room.await(ctx, srv, began, last, moved)
-	if err != nil {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, srv.Stop(stop, sandbox.Immediate))
-		room.Server = nil
+	if err = room.await(ctx, srv, r); err == nil {
+		err = room.promote(ctx, r)
 	}
-	return reached, err
+	if err == nil {
+		return nil
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	err = errors.Join(err, srv.Stop(stop, sandbox.Immediate))
+	if doubt := room.fetch.doubt(); doubt != nil {
+		err = fmt.Errorf("%w; the last WAL that could not be fetched: %w; %w", err, doubt, errAgain)
+	} else if strings.Contains(srv.LogTail(), "could not restore file") {
+		err = fmt.Errorf("%w; restore_command failed; %w", err, errAgain)
+	}
+	room.Server = nil
+	return err
 }
 
 // await polls how far replay came until that is the expected end.
-func (room *Room) await(ctx context.Context, srv *sandbox.Server, began time.Time, last *lsn.LSN, moved *time.Time) (lsn.LSN, error) {
-	tick := time.NewTicker(100 * time.Millisecond)
+func (room *Room) await(ctx context.Context, srv *sandbox.Server, r *replay) error {
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	var conn *pgx.Conn
 	defer func() {
@@ -122,49 +160,57 @@ func (room *Room) await(ctx context.Context, srv *sandbox.Server, began time.Tim
 	from, to := room.Plan.WAL.From, room.Plan.ExpectedEnd.LSN
 	for {
 		var err error
+		now, paused := r.now, false
 		if conn == nil {
 			conn, err = srv.Conn(ctx, "postgres")
 		}
 		if err == nil {
-			var now lsn.LSN
-			var paused bool
 			if now, paused, err = replayed(ctx, conn); err != nil {
 				conn.Close(ctx)
-				conn = nil
-			} else if now != *last {
-				*last, *moved = now, time.Now()
+				conn, now = nil, r.now
 			}
-			room.tell("replay", int64(max(*last, from)-from), int64(to-from), last.String(), began)
-			if err == nil && Arrived(now, to, room.Plan.SegSize) && (paused || room.Plan.Stop.Setting == "") {
-				return now, nil
-			}
+		}
+		r.see(now, room.fetch.progress())
+		room.tell("replay", int64(max(r.best, from)-from), int64(to-from), r.best.String(), r.began)
+		if err == nil && room.arrived(now, paused) {
+			return nil
+		}
+		if paused {
+			// The primary's settings grew on the way; pg_control has them now (C-63).
+			return fmt.Errorf("replay paused at %s: %w", now, errAgain)
 		}
 		select {
 		case err := <-srv.Wait():
-			return 0, fmt.Errorf("PostgreSQL ended during recovery: %w%s", err, room.lastFault())
+			return fmt.Errorf("PostgreSQL ended during recovery: %w", err)
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return ctx.Err()
 		case <-tick.C:
 		}
-		if time.Since(*moved) > room.opt.Stall {
-			return 0, fmt.Errorf("replay has stood at %s for %s; the server's log ends:\n%s", *last, room.opt.Stall, srv.LogTail())
+		if time.Since(r.moved) > room.opt.Stall {
+			return fmt.Errorf("replay has stood at %s for %s; the server's log ends:\n%s", r.now, room.opt.Stall, srv.LogTail())
 		}
 	}
 }
 
-func (room *Room) lastFault() string {
-	room.fetch.mu.Lock()
-	defer room.fetch.mu.Unlock()
-	if room.fetch.last == nil {
-		return ""
+// arrived says whether all has been replayed that the plan wants: the WAL that
+// recovery is given ends there, or it has paused at its target.
+func (room *Room) arrived(now lsn.LSN, paused bool) bool {
+	p := room.Plan
+	switch {
+	case !Arrived(now, p.ExpectedEnd.LSN, p.SegSize):
+		return false
+	case p.Stop.Setting == "" || paused:
+		return true
 	}
-	return "; the last WAL that could not be fetched: " + room.fetch.last.Error()
+	return p.Stop.Upto != 0 && Arrived(now, p.Stop.Upto, p.SegSize)
 }
 
 // replayed says how far replay came, and whether it stands at its target.
 func replayed(ctx context.Context, conn *pgx.Conn) (at lsn.LSN, paused bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
 	var text *string
-	err = conn.QueryRow(ctx, "SELECT pg_last_wal_replay_lsn()::text, pg_is_wal_replay_paused()").Scan(&text, &paused)
+	err = conn.QueryRow(ctx, "SELECT pg_last_wal_replay_lsn()::text, pg_get_wal_replay_pause_state() = 'paused'").Scan(&text, &paused)
 	if err != nil || text == nil {
 		return 0, false, err
 	}
@@ -172,8 +218,8 @@ func replayed(ctx context.Context, conn *pgx.Conn) (at lsn.LSN, paused bool, err
 	return at, paused, err
 }
 
-// promote ends recovery, which only Holdfast may, and reads where it ended.
-func (room *Room) promote(ctx context.Context) error {
+// promote ends recovery, which only Holdfast may, and looks where it ended.
+func (room *Room) promote(ctx context.Context, r *replay) error {
 	conn, err := room.Server.Conn(ctx, "postgres")
 	if err != nil {
 		return err
@@ -190,13 +236,40 @@ func (room *Room) promote(ctx context.Context) error {
 	if err := conn.QueryRow(ctx, "SELECT pg_promote(true, 120)").Scan(&done); err != nil || !done {
 		return fmt.Errorf("promoting the restored server: done %v: %w; its log ends:\n%s", done, err, room.Server.LogTail())
 	}
-	var timeline int64
-	err = conn.QueryRow(ctx, "SELECT timeline_id FROM pg_control_checkpoint()").Scan(&timeline)
+	room.tell("promoted", 0, 0, r.now.String(), r.began)
+	ended, timeline, err := room.turned(ctx, conn)
 	if err != nil {
-		return fmt.Errorf("asking for the timeline after promotion: %w", err)
+		return fmt.Errorf("asking where recovery ended: %w", err)
 	}
-	room.Result.Timeline, room.Result.Complete = uint32(timeline), true
+	if !Arrived(ended, room.Plan.ExpectedEnd.LSN, room.Plan.SegSize) {
+		return fmt.Errorf("the restored server left recovery at %s, short of the expected end", ended)
+	}
+	room.Result.Reached.LSN, room.Result.Timeline, room.Result.Complete = ended, timeline, true
 	return nil
+}
+
+// turned reads from the history of the timeline that promotion began where
+// recovery really ended.
+func (room *Room) turned(ctx context.Context, conn *pgx.Conn) (lsn.LSN, uint32, error) {
+	// The first 8 digits of a WAL file's name are its timeline; pg_control follows
+	// only with the next checkpoint.
+	var name string
+	if err := conn.QueryRow(ctx, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())").Scan(&name); err != nil {
+		return 0, 0, err
+	}
+	timeline, err := strconv.ParseUint(name[:min(8, len(name))], 16, 32)
+	if err != nil {
+		return 0, 0, err
+	}
+	data, err := os.ReadFile(filepath.Join(room.opt.To, "pg_wal", historyName(uint32(timeline))))
+	if err != nil {
+		return 0, 0, err
+	}
+	switches, err := lsn.ParseHistory(data)
+	if err != nil || len(switches) == 0 {
+		return 0, 0, fmt.Errorf("%s says nothing: %w", historyName(uint32(timeline)), err)
+	}
+	return switches[len(switches)-1].LSN, uint32(timeline), nil
 }
 
 // role is a superuser of the restored cluster.

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,15 +32,18 @@ type Options struct {
 	Program    string // this binary, for restore_command
 	Workers    int    // packs fetched at a time (2)
 	Replay     Replayer
-	Quarantine bool // open to superusers only, whatever tombstones are unknown
-	Progress   func(Progress)
-	Log        io.Writer     // the server's log
-	Stall      time.Duration // how long replay may stand still (10 min)
+	Quarantine bool // where the set of tombstones is not known whole: go on, and open to superusers only
+	// Tablespaces maps a tablespace's name, OID or old path to its new directory,
+	// absent or empty; the others go to <To>.tablespaces/<oid>.
+	Tablespaces map[string]string
+	Progress    func(Progress)
+	Log         io.Writer     // the server's log
+	Stall       time.Duration // how long replay may stand still (10 min)
 }
 
 // Progress is told while a restore runs.
 type Progress struct {
-	Phase       string  `json:"phase"` // fetch | replay | verify
+	Phase       string  `json:"phase"` // fetch | replay | promoted
 	Done, Total int64   // bytes
 	LSN         string  `json:"lsn,omitempty"`
 	Seconds     float64 `json:"seconds"`
@@ -60,7 +62,10 @@ type Room struct {
 	opt      Options
 	programs sandbox.Programs
 	tree     *tree
-	dir      string // sockets, spool, settings: beside the data directory, removed at the end
+	dir      string // spool, settings: beside the data directory, removed at the end
+	sockets  string // dir, or where that is too long for a socket's path a shorter one
+	made     bool   // dir is ours
+	supers   []string
 	fetch    *fetchServer
 	stopped  func() // ends the fetch server and waits for it
 	closing  sync.Once
@@ -71,12 +76,16 @@ const marker = "holdfast-restore.json"
 
 // Marker is what the marker file says.
 type Marker struct {
-	Cluster  string    `json:"cluster"`
-	Plan     string    `json:"plan"`
-	Snapshot string    `json:"snapshot"`
-	State    string    `json:"state"` // fetching | replaying | closed | open | quarantined
-	At       time.Time `json:"at"`
-	Result   *Result   `json:"result,omitempty"`
+	Cluster  string `json:"cluster"`
+	Plan     string `json:"plan"`
+	Snapshot string `json:"snapshot"`
+	// State is prepared while the room's server runs; from closed on, and
+	// quarantined, the directory may be started.
+	State  string    `json:"state"` // fetching | replaying | prepared | closed | open | quarantined
+	At     time.Time `json:"at"`
+	Result *Result   `json:"result,omitempty"`
+	// Tablespaces are the directories that were made or filled for it elsewhere.
+	Tablespaces []string `json:"tablespaces,omitempty"`
 }
 
 // ErrNotEmpty means that the target directory holds something.
@@ -95,7 +104,8 @@ func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (_ *Room, err err
 	if opt.Stall <= 0 {
 		opt.Stall = 10 * time.Minute
 	}
-	room := &Room{Plan: p, repo: r.only(p.Target.Zone), opt: opt, dir: strings.TrimRight(opt.To, "/") + ".room"}
+	opt.To = filepath.Clean(opt.To)
+	room := &Room{Plan: p, repo: r.only(p.Target.Zone), opt: opt, dir: opt.To + ".room"}
 	room.Result = Result{RestoredTo: opt.To, Plan: p.Hash, Expected: p.ExpectedEnd, Tombstones: []AppliedTombstone{}}
 	defer func() {
 		if err != nil {
@@ -104,13 +114,14 @@ func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (_ *Room, err err
 		}
 	}()
 	for _, phase := range []struct {
-		name string
 		do   func(context.Context) error
 		took *float64
 	}{
-		{"fetch", room.doFetch, &room.Result.Seconds.Fetch},
-		{"replay", room.doReplay, &room.Result.Seconds.Replay},
-		{"tombstones", func(ctx context.Context) error { return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
+		// Hours of fetching must not end in a refusal that was known before.
+		{func(ctx context.Context) error { _, err := room.due(ctx, r); return err }, new(float64)},
+		{room.doFetch, &room.Result.Seconds.Fetch},
+		{room.doReplay, &room.Result.Seconds.Replay},
+		{func(ctx context.Context) error { return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
 	} {
 		start := time.Now()
 		if err := phase.do(ctx); err != nil {
@@ -120,7 +131,7 @@ func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (_ *Room, err err
 	}
 	room.Result.Seconds.Total = time.Since(began).Seconds()
 	room.Result.NoEgress = room.Server.Room().NoEgress
-	return room, room.mark("closed")
+	return room, room.mark("prepared")
 }
 
 func (room *Room) tell(phase string, done, total int64, lsn string, since time.Time) {
@@ -146,15 +157,8 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 		return err
 	}
 	room.tree = &tree{root: room.opt.To, man: room.Manifest, own: room.programs.Own, outside: map[string][]byte{}, spaces: map[uint32]string{}}
-	for _, s := range room.Manifest.Header.Tablespaces {
-		if !s.InPlace {
-			room.tree.spaces[s.OID] = filepath.Join(room.opt.To+".tablespaces", fmt.Sprint(s.OID))
-		}
-	}
-	if len(room.tree.spaces) > 0 {
-		if err := room.tree.mkdir(room.opt.To+".tablespaces", 0o700); err != nil {
-			return err
-		}
+	if err := errors.Join(room.placeSpaces(), room.mark("fetching")); err != nil {
+		return err
 	}
 	err = room.tree.fill(ctx, room.repo, room.opt.Workers, func(done, total int64) { room.tell("fetch", done, total, "", began) })
 	if err != nil {
@@ -183,31 +187,57 @@ func (room *Room) makeDirs() error {
 	if err := checkDisk(to, room.Plan.DiskNeeded); err != nil {
 		return err
 	}
-	for _, dir := range []string{to, room.dir} {
-		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-			return err
-		}
-		if err := os.Mkdir(dir, 0o700); err != nil && !(dir == to && errors.Is(err, fs.ErrExist)) {
-			return err
-		}
-		if err := errors.Join(os.Chmod(dir, 0o700), room.programs.Own(dir)); err != nil {
-			return err
-		}
+	if err := room.makeDir(to, fs.ErrExist); err != nil {
+		return err
 	}
-	return room.mark("fetching")
+	if err := room.mark("fetching"); err != nil {
+		return err
+	}
+	if err := room.makeDir(room.dir, nil); err != nil {
+		return fmt.Errorf("making the room's own directory: %w; a restore that was ended left it, or is under way: `restore discard` it", err)
+	}
+	room.made, room.sockets = true, room.dir
+	if len(room.dir)+len("/s/.s.PGSQL.5432") < maxSocketPath {
+		return nil
+	}
+	var err2 error
+	if room.sockets, err2 = os.MkdirTemp("", "holdfast-"); err2 != nil {
+		return err2
+	}
+	return room.programs.Own(room.sockets)
+}
+
+// maxSocketPath is the room in sockaddr_un (unix(7)).
+const maxSocketPath = 107
+
+func (room *Room) makeDir(dir string, except error) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && (except == nil || !errors.Is(err, except)) {
+		return err
+	}
+	return errors.Join(os.Chmod(dir, 0o700), room.programs.Own(dir))
 }
 
 func (room *Room) mark(state string) error {
 	m := Marker{Cluster: room.Plan.Cluster, Plan: room.Plan.Hash, Snapshot: room.Plan.Snapshot, State: state, At: time.Now().UTC()}
+	if room.tree != nil {
+		m.Tablespaces = values(room.tree.spaces)
+	}
 	if room.Result.Complete {
 		m.Result = &room.Result
 	}
+	return m.write(room.opt.To, room.programs)
+}
+
+func (m Marker) write(dir string, p sandbox.Programs) error {
 	data, err := json.MarshalIndent(m, "", " ")
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(room.opt.To, marker)
-	return errors.Join(durable.WriteFile(path, append(data, '\n'), 0o600), room.programs.Own(path))
+	path := filepath.Join(dir, marker)
+	return errors.Join(durable.WriteFile(path, append(data, '\n'), 0o600), p.Own(path))
 }
 
 // ReadMarker says what a directory is that a restore made.
@@ -217,125 +247,4 @@ func ReadMarker(dir string) (m Marker, err error) {
 		return m, fmt.Errorf("%s is no directory that a restore made: %w", dir, err)
 	}
 	return m, json.Unmarshal(data, &m)
-}
-
-// forget replays the tombstones that apply, as they are now: those added after
-// the plan as well. An incomplete set ends the restore, or quarantines it.
-func (room *Room) forget(ctx context.Context, all Repo) error {
-	tombs, err := all.Catalog.Tombstones(ctx, room.Plan.Cluster)
-	if err != nil {
-		return fmt.Errorf("reading tombstones: %w", err)
-	}
-	if (!tombs.Complete || len(tombs.Faults) > 0) && !room.opt.Quarantine {
-		return fmt.Errorf("the set of tombstones is not known to be complete, and a deleted project must not come back: %w; reach more zones, or use --quarantine", errors.Join(tombs.Require(), joined(tombs.Faults)))
-	}
-	absences, err := all.Catalog.Absences(ctx)
-	if err != nil {
-		return fmt.Errorf("reading tombstones: %w", err)
-	}
-	legs, err := room.legs(ctx)
-	if err != nil {
-		return err
-	}
-	var due []catalog.Tombstone
-	for _, t := range tombs.Bodies() {
-		if applies(t, absences, legs, room.Result.Reached.LSN) {
-			due = append(due, t)
-		}
-	}
-	if len(due) == 0 {
-		return nil
-	}
-	if room.opt.Replay == nil {
-		return fmt.Errorf("%d deleted projects must be removed from the restored database, and nothing here can", len(due))
-	}
-	applied, err := room.opt.Replay(ctx, room.Server.Conn, due)
-	room.Result.Tombstones = append(room.Result.Tombstones, applied...)
-	if err != nil {
-		return fmt.Errorf("removing deleted projects from the restored database: %w", err)
-	}
-	return nil
-}
-
-func joined(list []catalog.Fault) error {
-	var errs []error
-	for _, f := range list {
-		errs = append(errs, f)
-	}
-	return errors.Join(errs...)
-}
-
-// legs is the path that was restored along.
-func (room *Room) legs(ctx context.Context) ([]leg, error) {
-	g := &gatherer{Repo: room.repo, cluster: room.Plan.Cluster}
-	g.in.Timeline = room.Plan.Timeline
-	if g.in.Timeline == 1 {
-		return path(1, nil), nil
-	}
-	for _, f := range room.Plan.Files {
-		if f.Name == historyName(room.Plan.Timeline) {
-			data, _, err := assemble(ctx, room.repo, f)
-			if err != nil {
-				return nil, err
-			}
-			return parsePath(room.Plan.Timeline, data)
-		}
-	}
-	return nil, fmt.Errorf("the plan has no %s", historyName(room.Plan.Timeline))
-}
-
-// Close stops the server cleanly and ends the room; the directory is then ready
-// for pg_ctl start.
-func (room *Room) Close(ctx context.Context) error {
-	err := room.leave(ctx, sandbox.Fast)
-	return errors.Join(err, room.finishConfig(), room.mark("closed"))
-}
-
-// Discard stops the server and removes all that the restore made.
-func (room *Room) Discard(ctx context.Context) error {
-	err := room.leave(ctx, sandbox.Immediate)
-	return errors.Join(err, Discard(room.opt.To))
-}
-
-// Discard removes a directory that a restore made, and what belongs to it.
-func Discard(dir string) error {
-	if _, err := ReadMarker(dir); err != nil {
-		return fmt.Errorf("discarding: %w", err)
-	}
-	if pid := running(dir); pid != 0 {
-		return fmt.Errorf("discarding %s: a server runs there (process %d); stop it first", dir, pid)
-	}
-	// pg_control goes first: what is left half-way cannot start.
-	if err := os.Remove(filepath.Join(dir, controlFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("discarding %s: %w", dir, err)
-	}
-	return errors.Join(os.RemoveAll(dir+".tablespaces"), os.RemoveAll(dir+".room"), os.RemoveAll(dir))
-}
-
-// leave stops the server and the fetching, and removes the room's own directory.
-func (room *Room) leave(ctx context.Context, mode sandbox.Mode) (err error) {
-	room.closing.Do(func() {
-		if room.Server != nil {
-			stop, cancel := context.WithTimeout(ctx, 2*time.Minute)
-			defer cancel()
-			err = room.Server.Stop(stop, mode)
-		}
-		if room.stopped != nil {
-			room.stopped()
-		}
-		err = errors.Join(err, os.RemoveAll(room.dir))
-	})
-	return err
-}
-
-// abandon ends a restore that failed: what is there cannot start.
-func (room *Room) abandon(ctx context.Context) error {
-	err := room.leave(ctx, sandbox.Immediate)
-	if room.tree == nil {
-		return err
-	}
-	if e := os.Remove(filepath.Join(room.opt.To, controlFile)); e != nil && !errors.Is(e, fs.ErrNotExist) {
-		err = errors.Join(err, e)
-	}
-	return err
 }

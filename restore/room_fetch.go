@@ -17,14 +17,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
-// What `wal fetch` ends with (C-62). Everything but the first two makes
-// PostgreSQL stop recovery, never end it.
-const (
-	ExitFetched = 0
-	ExitAbsent  = 1
-	ExitDoubt   = 254
-)
-
 // fetchServer answers restore_command for one plan: the programs of the room ask
 // by a socket and get the name of a file in the spool, to be moved into place. A
 // name outside the plan is absent without asking anyone; one inside never is.
@@ -33,16 +25,19 @@ type fetchServer struct {
 	plan  Plan
 	spool string
 	own   func(paths ...string) error
-	ahead int // files fetched before they are asked for
-	retry time.Duration
+	ahead int           // files fetched before they are asked for
+	retry time.Duration // how long a file that was asked for is tried
 
 	listener net.Listener
 	files    map[string]int // place in plan.Files
+	slots    chan struct{}  // bounds the files in memory
+	work     sync.WaitGroup
 
-	mu    sync.Mutex
-	ready map[string]*fetched
-	bytes int64
-	last  error
+	mu     sync.Mutex
+	ready  map[string]*fetched
+	bytes  int64 // fetched, as stored
+	served int   // how far into plan.Files recovery came
+	last   error // the last doubt
 }
 
 type fetched struct {
@@ -51,8 +46,20 @@ type fetched struct {
 	err  error
 }
 
+func (f *fetched) failed() bool {
+	select {
+	case <-f.done:
+		return f.err != nil
+	default:
+		return false
+	}
+}
+
 func newFetchServer(ctx context.Context, r Repo, p Plan, socket, spool string, own func(...string) error) (*fetchServer, error) {
-	s := &fetchServer{repo: r, plan: p, spool: spool, own: own, ahead: 4, retry: 30 * time.Second, files: map[string]int{}, ready: map[string]*fetched{}}
+	s := &fetchServer{
+		repo: r, plan: p, spool: spool, own: own, ahead: 4, retry: 30 * time.Second,
+		files: map[string]int{}, ready: map[string]*fetched{}, slots: make(chan struct{}, 2), served: -1,
+	}
 	for i, f := range p.Files {
 		s.files[f.Name] = i
 	}
@@ -72,8 +79,7 @@ func newFetchServer(ctx context.Context, r Repo, p Plan, socket, spool string, o
 
 // Run answers until ctx ends.
 func (s *fetchServer) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer s.work.Wait()
 	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
 	defer stop()
 	for {
@@ -84,7 +90,7 @@ func (s *fetchServer) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("answering restore_command: %w", err)
 		}
-		wg.Go(func() {
+		s.work.Go(func() {
 			defer conn.Close()
 			s.answer(ctx, conn)
 		})
@@ -104,22 +110,47 @@ func (s *fetchServer) answer(ctx context.Context, conn net.Conn) {
 		return
 	}
 	path, err := s.take(ctx, i)
+	s.note(i, err)
 	if err != nil {
-		s.mu.Lock()
-		s.last = err
-		s.mu.Unlock()
 		fmt.Fprintln(conn, "doubt", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return
 	}
 	fmt.Fprintln(conn, "file", path)
 }
 
-// take waits for file i and sees to it that the next ones are under way.
+func (s *fetchServer) note(i int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.last = err
+		return
+	}
+	s.served = max(s.served, i)
+}
+
+// progress says how far into the plan's files recovery came.
+func (s *fetchServer) progress() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.served
+}
+
+// doubt takes the last reason why a file was not given.
+func (s *fetchServer) doubt() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.last
+	s.last = nil
+	return err
+}
+
+// take waits for file i and sees to it that the next ones are under way. What
+// failed before it was asked for is tried again.
 func (s *fetchServer) take(ctx context.Context, i int) (string, error) {
+	f := s.begin(ctx, i)
 	for k := i + 1; k <= i+s.ahead && k < len(s.plan.Files); k++ {
 		s.begin(ctx, k)
 	}
-	f := s.begin(ctx, i)
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -136,31 +167,25 @@ func (s *fetchServer) begin(ctx context.Context, i int) *fetched {
 	name := s.plan.Files[i].Name
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f, ok := s.ready[name]; ok {
+	if f, ok := s.ready[name]; ok && !f.failed() {
 		return f
 	}
 	f := &fetched{done: make(chan struct{})}
 	s.ready[name] = f
-	go func() {
+	s.work.Go(func() {
 		defer close(f.done)
 		f.path, f.err = s.fetch(ctx, s.plan.Files[i])
-	}()
+	})
 	return f
 }
 
 // fetch makes one file in the spool, trying for a bounded time.
 func (s *fetchServer) fetch(ctx context.Context, file File) (string, error) {
 	until := time.Now().Add(s.retry)
-	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		data, n, err := assemble(ctx, s.repo, file)
-		if err == nil {
-			s.mu.Lock()
-			s.bytes += n
-			s.mu.Unlock()
-			return s.store(file.Name, data)
-		}
-		if time.Now().After(until) {
-			return "", fmt.Errorf("fetching %s: %w", file.Name, err)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		path, err := s.fetchOnce(ctx, file)
+		if err == nil || time.Now().Add(wait).After(until) {
+			return path, err
 		}
 		select {
 		case <-time.After(wait):
@@ -168,6 +193,23 @@ func (s *fetchServer) fetch(ctx context.Context, file File) (string, error) {
 			return "", ctx.Err()
 		}
 	}
+}
+
+func (s *fetchServer) fetchOnce(ctx context.Context, file File) (string, error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	data, n, err := assemble(ctx, s.repo, file)
+	s.mu.Lock()
+	s.bytes += n
+	s.mu.Unlock()
+	if err != nil {
+		return "", fmt.Errorf("fetching %s: %w", file.Name, err)
+	}
+	return s.store(file.Name, data)
 }
 
 func (s *fetchServer) store(name string, data []byte) (string, error) {
@@ -200,69 +242,4 @@ func assemble(ctx context.Context, r Repo, file File) (data []byte, n int64, err
 		return nil, n, fmt.Errorf("%s: its parts have %d bytes, want %d", file.Name, len(data), file.Size)
 	}
 	return append(data, make([]byte, file.Size-int64(len(data)))...), n, nil
-}
-
-// FetchMain is restore_command's thin client: it asks the socket for name and
-// moves what it is given to dest. It returns an exit code and never panics.
-func FetchMain(socket, name, dest string) (code int, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			code, err = ExitDoubt, fmt.Errorf("fetching %s: panic: %v", name, p)
-		}
-	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return ExitDoubt, fmt.Errorf("fetching %s: the restore that gives it does not answer: %w", name, err)
-	}
-	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return ExitDoubt, fmt.Errorf("fetching %s: %w", name, err)
-		}
-	}
-	fmt.Fprintln(conn, name)
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return ExitDoubt, fmt.Errorf("fetching %s: no whole answer: %w", name, err)
-	}
-	word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-	switch word {
-	case "absent":
-		return ExitAbsent, nil
-	case "file":
-		if err := move(rest, dest); err != nil {
-			return ExitDoubt, fmt.Errorf("fetching %s: %w", name, err)
-		}
-		return ExitFetched, nil
-	}
-	return ExitDoubt, fmt.Errorf("fetching %s: %s", name, rest)
-}
-
-// move renames from to dest, or copies where they lie on two file systems.
-func move(from, dest string) error {
-	if err := os.Rename(from, dest); err == nil {
-		return nil
-	}
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	tmp := dest + ".holdfast"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, dest)
-}
-
-// RestoreCommand is the setting that asks socket by program: only 0 and 1 pass;
-// everything else, a panic's 2 and a signal's 128 and more included, becomes 254.
-func RestoreCommand(program, socket string) string {
-	return fmt.Sprintf(`%s wal fetch --room %s "%%f" "%%p"; case $? in 0) exit 0;; 1) exit 1;; *) exit %d;; esac`, shellQuote(program), shellQuote(socket), ExitDoubt)
-}
-
-func shellQuote(s string) string {
-	return "'" + strings.ReplaceAll(strings.ReplaceAll(s, "%", "%%"), "'", `'\''`) + "'"
 }

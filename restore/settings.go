@@ -1,7 +1,6 @@
 package restore
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"errors"
@@ -16,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-dr/holdfast/internal/durable"
 )
 
 // stale are files that recovery must not find (C-56).
@@ -43,11 +44,7 @@ func (t *tree) prepareRecovery() error {
 	if err := t.write("standby.signal", nil, 0o600); err != nil {
 		return err
 	}
-	auto, err := os.ReadFile(filepath.Join(t.root, "postgresql.auto.conf"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := t.write("postgresql.auto.conf", harmless(auto, nil), 0o600); err != nil {
+	if err := writeSettings(t, nil); err != nil {
 		return err
 	}
 	if err := t.configuration(); err != nil {
@@ -56,42 +53,21 @@ func (t *tree) prepareRecovery() error {
 	return t.finish()
 }
 
-// linkSpaces points the tablespaces' links at their new places, and says so in
-// tablespace_map, from which recovery makes the links again.
-func (t *tree) linkSpaces() error {
-	var b strings.Builder
-	for _, oid := range sortedKeys(t.spaces) {
-		dir := t.spaces[oid]
-		link := filepath.Join(t.root, "pg_tblspc", fmt.Sprint(oid))
-		if err := os.Symlink(dir, link); err != nil {
-			return fmt.Errorf("linking tablespace %d: %w", oid, err)
-		}
-		if err := t.own(link); err != nil {
-			return err
-		}
-		// do_pg_backup_start escapes newlines and backslashes (xlog.c).
-		fmt.Fprintf(&b, "%d %s\n", oid, strings.NewReplacer("\\", "\\\\", "\n", "\\\n").Replace(dir))
+// writeSettings makes postgresql.auto.conf harmless.
+func writeSettings(t *tree, more map[string]string) error {
+	auto, err := os.ReadFile(filepath.Join(t.root, "postgresql.auto.conf"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading the restored cluster's settings: %w", err)
 	}
-	if b.Len() == 0 {
-		return nil
-	}
-	return t.write("tablespace_map", []byte(b.String()), 0o600)
-}
-
-func sortedKeys(m map[uint32]string) []uint32 {
-	var keys []uint32
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
+	return t.write("postgresql.auto.conf", harmless(auto, more), 0o600)
 }
 
 // moved are settings that name places of the host that the snapshot was taken on.
 var moved = regexp.MustCompile(`(?i)^\s*(data_directory|hba_file|ident_file|external_pid_file|config_file)\s*[= ]`)
 
 // configuration writes configuration that lay outside the data directory
-// (Debian's layout, C-15) into it, so that pg_ctl can start there.
+// (Debian's layout, C-15) into it, so that pg_ctl can start there, and hides
+// postgresql.conf: a directory whose restore did not end cannot be started.
 func (t *tree) configuration() error {
 	for path, data := range t.outside {
 		name := filepath.Base(path)
@@ -101,30 +77,64 @@ func (t *tree) configuration() error {
 				return err
 			}
 			name = "conf.d/" + name
-		case name == "postgresql.conf":
-			data = commentOut(data, moved)
-		case name != "pg_hba.conf" && name != "pg_ident.conf":
+		case name != "postgresql.conf" && name != "pg_hba.conf" && name != "pg_ident.conf":
 			continue // pg_ctl.conf, start.conf, environment: Debian's own wrapper's
 		}
-		if _, err := os.Stat(filepath.Join(t.root, name)); err == nil {
+		if _, err := os.Stat(filepath.Join(t.root, name)); err == nil && !t.leads(name, path) {
 			continue
 		}
 		if err := t.write(name, data, 0o600); err != nil {
 			return err
 		}
 	}
+	open := filepath.Join(t.root, openConf)
+	conf, err := os.ReadFile(open)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := t.write(closedConf, commentOut(conf, moved), 0o600); err != nil {
+		return err
+	}
+	if err := os.Remove(open); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return nil
 }
 
-func (t *tree) confFile() string { return filepath.Join(t.root, "postgresql.conf") }
+// leads says whether the server used path, outside, and not the file of that name
+// in its data directory, which initdb left there.
+func (t *tree) leads(name, path string) bool {
+	return !strings.Contains(name, "/") && slices.Contains(t.man.Header.Facts.ConfigFiles, path)
+}
+
+// PostgreSQL does not start without its configuration file. A room's server has
+// one of its own; the restored one gets its name back when the room is closed.
+const (
+	openConf   = "postgresql.conf"
+	closedConf = "postgresql.conf.closed"
+)
+
+func (t *tree) confFile() string { return filepath.Join(t.root, closedConf) }
+
+// disclose gives postgresql.conf its name back.
+func disclose(dir string) error {
+	err := os.Rename(filepath.Join(dir, closedConf), filepath.Join(dir, openConf))
+	if err != nil {
+		return err
+	}
+	return durable.SyncDir(dir)
+}
 
 func commentOut(data []byte, what *regexp.Regexp) []byte {
 	var out bytes.Buffer
-	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
-		if what.MatchString(s.Text()) {
+	for line := range bytes.Lines(data) {
+		if what.Match(line) {
 			out.WriteString("#holdfast# ")
 		}
-		out.WriteString(s.Text() + "\n")
+		out.Write(line)
+	}
+	if len(data) > 0 && data[len(data)-1] != '\n' {
+		out.WriteByte('\n')
 	}
 	return out.Bytes()
 }
@@ -133,12 +143,20 @@ func commentOut(data []byte, what *regexp.Regexp) []byte {
 // recover to a target of long ago (promise 10, C-56, C-66).
 var harming = regexp.MustCompile(`(?i)^\s*(recovery_target\w*|restore_command|archive_mode|archive_command|archive_library|archive_cleanup_command|recovery_end_command|primary_conninfo|primary_slot_name|promote_trigger_file|synchronous_standby_names|holdfast_\w*)\s*[= ]`)
 
+// ours begins what we add to postgresql.auto.conf.
+const ours = "# Set by holdfast: a restored copy archives nowhere, follows nobody and subscribes to nothing.\n" +
+	"# To put it into production, remove the lines below.\n"
+
 // harmless is postgresql.auto.conf without what harms, with what holds the copy
 // back, and with more.
 func harmless(auto []byte, more map[string]string) []byte {
-	out := bytes.NewBuffer(commentOut(auto, harming))
-	out.WriteString("# set by holdfast: a restored copy archives nowhere and follows nobody\n")
-	settings := map[string]string{"archive_mode": "off", "restore_command": "", "primary_conninfo": "", "synchronous_standby_names": ""}
+	auto, _, _ = bytes.Cut(auto, []byte(ours))
+	out := bytes.NewBuffer(commentOut(commentOut(auto, harming), moved))
+	out.WriteString(ours)
+	settings := map[string]string{
+		"archive_mode": "off", "restore_command": "", "primary_conninfo": "", "synchronous_standby_names": "",
+		"max_logical_replication_workers": "0", "cron.launch_active_jobs": "off",
+	}
 	for k, v := range more {
 		settings[k] = v
 	}

@@ -111,6 +111,13 @@ func (t *take) stopped(ctx context.Context, r postgres.StopResult) error {
 	if h.Facts.FromStandby {
 		h.Facts.MinRecoveryEnd = r.LSN
 	}
+	for i := range h.Tablespaces {
+		for _, s := range now.Tablespaces {
+			if s.OID == h.Tablespaces[i].OID {
+				h.Tablespaces[i].Name = s.Name
+			}
+		}
+	}
 	h.Facts.ChecksumsStop = now.ChecksumVersion
 	if h.Facts.ChecksumsStart != h.Facts.ChecksumsStop {
 		t.suspect("data checksums were switched during the backup (from state %d to %d): pages could not be judged", h.Facts.ChecksumsStart, h.Facts.ChecksumsStop)

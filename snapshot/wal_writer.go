@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -140,7 +141,11 @@ func (w *WALWriter) sealed(p part, n names) (*entry, error) {
 		return e, err
 	}
 	comp := <-w.comps
-	body, err := seal.SealFile(p.data, comp, w.c.Data)
+	to := w.c.Data
+	if strings.HasSuffix(p.file, ".history") {
+		to = w.c.Index // it holds no data, and a plan must know the way
+	}
+	body, err := seal.SealFile(p.data, comp, to)
 	w.comps <- comp
 	if err != nil {
 		return nil, fmt.Errorf("sealing %s: %w", p.file, err)

@@ -57,6 +57,7 @@ type ManifestHeader struct {
 // with pg_tblspc/<oid>/ in both cases.
 type Tablespace struct {
 	OID     uint32 `json:"oid"`
+	Name    string `json:"name,omitempty"` // as the server called it
 	Path    string `json:"path,omitempty"` // where its link pointed; "" for one in place
 	InPlace bool   `json:"in_place,omitempty"`
 }
