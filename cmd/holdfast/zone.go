@@ -1,0 +1,282 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+	"github.com/holdfast-dr/holdfast/snapshot"
+)
+
+func (e *env) zoneCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "zone", Short: "The places where backups are"}
+	var heal bool
+	scrub := &cobra.Command{
+		Use:   "scrub [NAME]",
+		Short: "Read every object that signed notes name, in every zone, and compare it with its digest",
+		Args:  cobra.MaximumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return e.scrubZones(cmd.Context(), first(args), heal) },
+	}
+	scrub.Flags().BoolVar(&heal, "heal", false, "repair wrong and missing copies from a good one (no daemon may run)")
+	cmd.AddCommand(
+		&cobra.Command{
+			Use: "list", Short: "List the zones, and whether each shows that it is the one meant", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return e.listZones(cmd.Context()) },
+		},
+		&cobra.Command{
+			Use: "add NAME", Short: "Make a zone of the configuration that is empty one of the repository's", Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error { return e.addZone(asHuman(cmd.Context()), args[0]) },
+		},
+		&cobra.Command{
+			Use: "probe [NAME]", Short: "Try what a zone really does: conditional creation, versions, locks, checksums; record it signed", Args: cobra.MaximumNArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return e.probeZones(asHuman(cmd.Context()), first(args))
+			},
+		},
+		scrub,
+		&cobra.Command{
+			Use: "heal [NAME]", Short: "scrub --heal", Args: cobra.MaximumNArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error { return e.scrubZones(cmd.Context(), first(args), true) },
+		},
+	)
+	return cmd
+}
+
+func first(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+type zonesDocument struct {
+	Zones []zoneDocument `json:"zones"`
+}
+
+type zoneDocument struct {
+	Name         string `json:"name"`
+	Kind         string `json:"kind"` // s3 | directory
+	Place        string `json:"place"`
+	Jurisdiction string `json:"jurisdiction,omitempty"`
+	ObjectLock   string `json:"object_lock"`
+	State        string `json:"state"` // up | down
+	Error        string `json:"error,omitempty"`
+}
+
+func (e *env) listZones(ctx context.Context) error {
+	w, err := e.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	errs := w.checkIdentities(ctx)
+	doc := zonesDocument{[]zoneDocument{}}
+	for _, z := range w.cfg.Repository.Zones {
+		d := zoneDocument{Name: z.Name, Kind: "directory", Place: z.Directory, Jurisdiction: z.Jurisdiction, ObjectLock: z.ObjectLock, State: "up"}
+		if z.S3 != nil {
+			d.Kind, d.Place = "s3", cmp.Or(z.S3.Endpoint, z.S3.Region)+"/"+z.S3.Bucket+"/"+z.S3.Prefix
+		}
+		if err := errs[z.Name]; err != nil {
+			d.State, d.Error = "down", err.Error()
+		}
+		doc.Zones = append(doc.Zones, d)
+	}
+	return e.print(doc, func(out io.Writer) {
+		fmt.Fprintf(out, "repository %s, a write needs %d of %s\n", w.repoID, w.cfg.Repository.WriteQuorum, count(len(doc.Zones), "zone"))
+		var rows [][]string
+		for _, z := range doc.Zones {
+			rows = append(rows, []string{z.Name, z.Kind, cmp.Or(z.Jurisdiction, "-"), z.ObjectLock, z.State, z.Place})
+		}
+		table(out, "NAME\tKIND\tJURISDICTION\tLOCK\tSTATE\tPLACE", rows)
+		for _, z := range doc.Zones {
+			if z.Error != "" {
+				fmt.Fprintf(out, "%s: %s\n", z.Name, z.Error)
+			}
+		}
+	})
+}
+
+// checkIdentities asks every zone at once who it is; nil for one that showed it.
+func (w *world) checkIdentities(ctx context.Context) map[string]error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	out := map[string]error{}
+	for _, z := range w.zones {
+		wg.Go(func() {
+			err := z.Check(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			out[z.Name()] = err
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// configuredZone finds a zone of the configuration.
+func configuredZone(cfg *configs.Config, name string) (configs.Zone, error) {
+	var known []string
+	for _, z := range cfg.Repository.Zones {
+		if z.Name == name {
+			return z, nil
+		}
+		known = append(known, z.Name)
+	}
+	return configs.Zone{}, usage("zone %q is not in the configuration (it has: %s)", name, strings.Join(known, ", "))
+}
+
+// addZone initialises a zone that the configuration has and the repository has not.
+func (e *env) addZone(ctx context.Context, name string) (err error) {
+	cfg, err := e.load()
+	if err != nil {
+		return err
+	}
+	if _, err := configuredZone(cfg, name); err != nil {
+		return err
+	}
+	n, err := e.openNode(ctx, cfg, e.logger())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	want := zone.Identity{Format: zone.Format, Repository: n.repoID, Zone: name}
+	if have, err := zone.ReadIdentity(ctx, n.drivers[name]); err == nil && have == want {
+		return e.print(want, func(w io.Writer) { fmt.Fprintf(w, "zone %s belongs to repository %s already\n", name, n.repoID) })
+	}
+	if err := zone.Initialise(ctx, n.drivers[name], want); err != nil {
+		return initialiseFault(name, err)
+	}
+	if _, err := n.append(ctx, "zone.added", map[string]string{"zone": name}, want); err != nil {
+		return err
+	}
+	if _, err := n.ledger.Anchor(ctx); err != nil {
+		return fmt.Errorf("writing into the ledger that zone %s was added: %w", name, err)
+	}
+	return e.print(want, func(w io.Writer) {
+		fmt.Fprintf(w, "zone %s is one of repository %s now; the daemon copies into it what the others hold, from its next start on\n", name, n.repoID)
+	})
+}
+
+type probesDocument struct {
+	OK    bool            `json:"ok"`
+	Zones []probeDocument `json:"zones"`
+}
+
+type probeDocument struct {
+	zone.ProbeResult
+	Findings []finding   `json:"findings"`
+	Note     catalog.Ref `json:"note"`
+}
+
+func (e *env) probeZones(ctx context.Context, name string) (err error) {
+	cfg, err := e.load()
+	if err != nil {
+		return err
+	}
+	if name != "" {
+		if _, err := configuredZone(cfg, name); err != nil {
+			return err
+		}
+	}
+	n, err := e.openNode(ctx, cfg, e.logger())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	doc := probesDocument{OK: true}
+	for i, z := range n.zones {
+		if name != "" && z.Name() != name {
+			continue
+		}
+		p, err := n.probe(ctx, z, cfg.Repository.Zones[i])
+		if err != nil {
+			return err
+		}
+		for _, f := range p.Findings {
+			doc.OK = doc.OK && f.Level != levelFail
+		}
+		doc.Zones = append(doc.Zones, p)
+	}
+	if _, err := n.ledger.Anchor(ctx); err != nil {
+		return fmt.Errorf("writing the probes into the ledger: %w", err)
+	}
+	if err := e.print(doc, func(w io.Writer) { printProbes(w, doc) }); err != nil {
+		return err
+	}
+	if !doc.OK {
+		return quietly(exitNotHeld)
+	}
+	return nil
+}
+
+// quietly ends a command with an exit code when all was said already.
+func quietly(code int) error { return &fault{exit: code, err: silent{code}} }
+
+// probe tries one zone and keeps what it did as a signed note and an entry.
+func (n *node) probe(ctx context.Context, z *zone.Zone, c configs.Zone) (probeDocument, error) {
+	r, err := zone.Probe(ctx, z, n.now())
+	if err != nil {
+		return probeDocument{}, failed("`holdfast zone list` shows which zones answer", "%w", err)
+	}
+	p := probeDocument{ProbeResult: r, Findings: judgeProbe(c, r)}
+	name := catalog.ProbeName(n.ledger.Origin(), z.Name(), snapshot.NewID(n.now()))
+	if p.Note, err = n.putNote(ctx, name, catalog.KindProbe, r); err != nil {
+		return p, err
+	}
+	_, err = n.append(ctx, ledger.TypeZoneProbe, map[string]string{"zone": z.Name()}, map[string]any{"result": r, "note": p.Note})
+	return p, err
+}
+
+// judgeProbe says what of a zone's behaviour Holdfast can and cannot live with.
+func judgeProbe(c configs.Zone, r zone.ProbeResult) []finding {
+	var out []finding
+	add := func(name string, held bool, otherwise finding, detail string) {
+		if held {
+			otherwise = good(name, "%s", detail)
+		}
+		otherwise.Name = name
+		out = append(out, otherwise)
+	}
+	const other = "use another store: what is written could be lost or replaced"
+	add("conditional create", r.ConditionalCreate, bad("", other, "of sixteen writers at once not exactly one won, or its bytes did not stay"), "of sixteen writers at once one won")
+	add("list after write", r.ListAfterWrite, bad("", other, "an object just written was not listed"), "an object just written is listed")
+	add("range read", r.RangeRead, bad("", "use another store: restores read ranges", "a range was not what was written there"), "ranges are what was written there")
+	add("checksum", r.ChecksumRefused, warn("", "nothing to do: Holdfast reads back and compares digests by itself", "a body with the checksum of another was taken"), "a body with a wrong checksum is refused")
+	skew := time.Duration(r.ClockSkewSeconds * float64(time.Second))
+	add("clock", skew.Abs() < time.Minute, warn("", "set both clocks by NTP: locks and listings carry the store's time", "the store's clock differs from this host's by %s", skew.Round(time.Second)), "the store's clock agrees with this host's")
+	switch {
+	case c.ObjectLock == "none":
+		add("object lock", true, finding{}, "none is configured")
+		if r.DefaultRetention {
+			out = append(out, warn("default retention", "know that nothing can be removed before it ends; or take the bucket's default retention away", "the store locks objects by itself"))
+		}
+	default:
+		add("object lock", r.Lock == c.ObjectLock, bad("", "turn object lock on for the bucket, with the mode that is configured, or configure what it does", "%s is configured, and the store was seen to do: %s", c.ObjectLock, r.Lock), c.ObjectLock+", and the store refused to remove a locked version")
+		add("shortening a lock", r.ShorteningRefused, bad("", "take the right to shorten retention from these credentials", "the store shortened a lock"), "refused")
+		add("bypass", !r.BypassPossible, warn("", "take s3:BypassGovernanceRetention from these credentials", "these credentials removed a locked version"), "these credentials cannot remove a locked version")
+	}
+	for _, what := range r.NotAssessed {
+		out = append(out, warn("not assessed", "", "%s", what))
+	}
+	return out
+}
+
+func printProbes(w io.Writer, doc probesDocument) {
+	for _, z := range doc.Zones {
+		fmt.Fprintf(w, "zone %s (recorded in %s)\n", z.Zone, z.Note.Name)
+		newReport(z.Findings).print(w)
+	}
+}
