@@ -16,7 +16,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
+	"reflect"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -45,8 +48,21 @@ func New(version string) *Server {
 	cfg.DocsPath = "" // its page would load a program from elsewhere
 	cfg.SchemasPath = ""
 	cfg.CreateHooks = nil // no $schema field in documents
+	cfg.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	mux := http.NewServeMux()
 	return &Server{mux: mux, api: humago.New(mux, cfg)}
+}
+
+// schemaName tells types of one name in two packages apart.
+func schemaName(t reflect.Type, hint string) string {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	name, pkg := huma.DefaultSchemaNamer(t, hint), path.Base(t.PkgPath())
+	if t.PkgPath() == "" || pkg == "main" {
+		return name
+	}
+	return strings.ToUpper(pkg[:1]) + pkg[1:] + name
 }
 
 // Handle adds a plain handler (metrics, health).
