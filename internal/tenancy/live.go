@@ -3,6 +3,7 @@ package tenancy
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -180,4 +181,48 @@ func (s *Seen) judge(touched []tableState) {
 	if len(s.Waiting) == 0 {
 		s.State = Absent
 	}
+}
+
+// Where tells a live server's system, timeline and insert position.
+func Where(ctx context.Context, conn *pgx.Conn) (seen Seen, err error) {
+	if err = position(ctx, conn, &seen); err != nil {
+		err = fmt.Errorf("asking live where its log is: %w", err)
+	}
+	return seen, err
+}
+
+// LastActivity is the newest time in a project's root row; zero where it has none.
+func LastActivity(ctx context.Context, conn *pgx.Conn, l Layout, keyText string) (at time.Time, err error) {
+	err = inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := settle(ctx, tx); err != nil {
+			return err
+		}
+		g, err := readGraph(ctx, tx, l)
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `SELECT quote_ident(attname) FROM pg_attribute
+			WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)`, g.root)
+		if err != nil {
+			return err
+		}
+		cols, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(cols) == 0 {
+			return err
+		}
+		for i, c := range cols {
+			cols[i] = "r." + c + "::timestamptz"
+		}
+		var newest *time.Time
+		err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT max(greatest(%s)) FROM %s r WHERE r.%s::text = $1 AND isfinite(greatest(%[1]s))`,
+			strings.Join(cols, ", "), g.from(g.root), g.col), keyText).Scan(&newest)
+		if newest != nil {
+			at = newest.UTC()
+		}
+		return err
+	})
+	if err != nil {
+		return at, fmt.Errorf("looking for a project's last activity: %w", err)
+	}
+	return at, nil
 }

@@ -1,0 +1,133 @@
+package retention
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/holdfast-dr/holdfast/internal/approval"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// The ledger's types of entries for removals and purges.
+const (
+	entryIntent      = "removal.intent"
+	entryResult      = "removal.result"
+	entryTombstone   = "tombstone"
+	entryAbsent      = "purge.absent"
+	entryCertificate = "certificate"
+)
+
+// ErrChanged means that a plan no longer follows from what the repository holds.
+var ErrChanged = errors.New("the repository has changed since the plan was made")
+
+// Apply is the first act: it marks what the plan lets go. The plan must say what
+// a plan made now would; its mark is zero where nothing goes. D1, D2.
+func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err error) {
+	if err := k.confirm(ctx, p); err != nil {
+		return mark, fmt.Errorf("applying the retention plan of %s: %w", k.Cluster, err)
+	}
+	now := k.Now().UTC()
+	m := catalog.Forgotten{
+		Cluster: k.Cluster, ID: now.Format("20060102T150405Z") + "-" + p.Hash[:12], MarkedAt: now,
+		NotBefore: now.Add(k.Policy.RemovalGrace), PlanHash: p.Hash, Reasons: []string{},
+	}
+	for _, d := range slices.Concat(p.Snapshots, p.Garbage) {
+		if !d.Keep {
+			m.Snapshots = append(m.Snapshots, d.ID)
+			addReasons(&m, d.Reasons)
+		}
+	}
+	for _, d := range p.WAL {
+		if !d.Keep && !slices.Equal(d.Reasons, []string{"marked"}) {
+			m.WAL = append(m.WAL, catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To})
+			addReasons(&m, d.Reasons)
+		}
+	}
+	if len(m.Snapshots)+len(m.WAL) > 0 {
+		if err := k.mark(ctx, m); err != nil {
+			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
+		}
+		mark = m
+	}
+	st, err := k.load()
+	if err != nil {
+		return mark, err
+	}
+	st.Last = p.Now
+	return mark, k.save(st)
+}
+
+func addReasons(m *catalog.Forgotten, reasons []string) {
+	for _, r := range reasons {
+		if !slices.Contains(m.Reasons, r) {
+			m.Reasons = append(m.Reasons, r)
+		}
+	}
+}
+
+// confirm says whether p may be carried out now.
+func (k *Keeper) confirm(ctx context.Context, p Plan) error {
+	if err := p.Err(); err != nil {
+		return err
+	}
+	hash, err := approval.Hash(p)
+	if err != nil || hash != p.Hash || p.Cluster != k.Cluster {
+		return errors.Join(errors.New("the plan is not what its hash says, or another cluster's"), err)
+	}
+	now, err := k.Plan(ctx, p.Forced)
+	if err != nil {
+		return err
+	}
+	if err := now.Err(); err != nil {
+		return err
+	}
+	goes := map[string]bool{}
+	for _, d := range slices.Concat(now.Snapshots, now.Garbage) {
+		goes[d.ID] = !d.Keep
+	}
+	for _, d := range slices.Concat(p.Snapshots, p.Garbage) {
+		if !d.Keep && !goes[d.ID] {
+			return fmt.Errorf("%w: snapshot %s would stay by now, or is marked already; make another plan", ErrChanged, d.ID)
+		}
+	}
+	for _, d := range p.WAL {
+		for _, n := range now.WAL {
+			if !d.Keep && n.Keep && d.Epoch == n.Epoch && d.Timeline == n.Timeline && n.From >= d.From && n.To <= d.To && !slices.Equal(d.Reasons, []string{"a longer file covers it"}) {
+				return fmt.Errorf("%w: WAL %s to %s would stay by now; make another plan", ErrChanged, n.From, n.To)
+			}
+		}
+	}
+	return nil
+}
+
+// removal is the body of the ledger's entries.
+type removal struct {
+	Mark      string            `json:"mark"`
+	PlanHash  string            `json:"plan_hash"`
+	Snapshots []string          `json:"snapshots"`
+	WAL       int               `json:"wal_stretches"`
+	Removed   int               `json:"objects_removed,omitempty"`
+	Zones     map[string]string `json:"zones,omitempty"` // when each was listed and showed nothing of it
+}
+
+func (k *Keeper) subject(m catalog.Forgotten) map[string]string {
+	return map[string]string{"cluster": k.Cluster, "mark": m.ID}
+}
+
+// mark tells the ledger first, then the zones.
+func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten) error {
+	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL)}
+	if _, err := k.Ledger.AppendAnchored(ctx, entryIntent, k.subject(m), body); err != nil {
+		return fmt.Errorf("the ledger must hold the intent first: %w", err)
+	}
+	text, err := seal.SignNote(catalog.KindForgotten, m, k.Signer)
+	if err != nil {
+		return err
+	}
+	_, err = k.Store.Put(ctx, catalog.ForgottenName(k.Cluster, m.ID), text, vault.PutOptions{})
+	return err
+}

@@ -1,0 +1,157 @@
+package retention
+
+import (
+	"context"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+)
+
+// copies is what the zones hold of a cluster, by their own listings.
+type copies struct {
+	at     time.Time
+	plan   *planner
+	snaps  map[string]catalog.Snapshot // committed ones, marked or not
+	starts map[string]time.Time        // of snapshots, committed or not
+	zones  map[string][]zone.Object
+	faults map[string]error
+	size   int64
+}
+
+func (a *advance) read(ctx context.Context) error {
+	if a.found != nil {
+		return nil
+	}
+	in, err := a.Gather(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := a.Catalog.Snapshots(ctx, a.Cluster)
+	if err != nil {
+		return err
+	}
+	c := &copies{
+		plan:  &planner{Inputs: in, timelines: map[string][]uint32{}, systems: map[int]string{}},
+		snaps: map[string]catalog.Snapshot{}, starts: map[string]time.Time{}, zones: map[string][]zone.Object{}, faults: map[string]error{}, size: 16 << 20,
+	}
+	for _, s := range all.All {
+		c.snaps[s.Body.ID], c.starts[s.Body.ID], c.size = s.Body, s.Body.StartedAt, segSize(s.Body)
+	}
+	for _, i := range all.Intents {
+		c.starts[i.Body.ID] = i.Body.StartedAt
+	}
+	c.at = a.Now()
+	for _, prefix := range []string{catalog.SnapshotsDir(a.Cluster), catalog.WALRoot(a.Cluster)} {
+		zones, faults := a.Remover.Versions(ctx, prefix)
+		for z, objects := range zones {
+			c.zones[z] = append(c.zones[z], objects...)
+		}
+		for z, err := range faults {
+			c.zones[z] = append(c.zones[z], []zone.Object{}...)
+			c.faults[z] = err
+		}
+	}
+	a.found = c
+	return ctx.Err()
+}
+
+// count counts, for each zone, the versions of objects that may hold a project
+// which live was seen without at absent (seen says whether it was).
+func (a *advance) count(ctx context.Context, one *Purge, absent catalog.Absent, seen bool) error {
+	if err := a.read(ctx); err != nil {
+		return err
+	}
+	c := a.found
+	for _, name := range sortedKeys(c.zones) {
+		z := PurgeZone{Name: name, BlockedBy: []string{}}
+		if err := c.faults[name]; err != nil {
+			z.BlockedBy = append(z.BlockedBy, "the zone did not answer: "+err.Error())
+		}
+		by := map[string]bool{}
+		for _, o := range c.zones[name] {
+			if z.versions++; o.Marker || (seen && c.clean(a.Cluster, o, absent)) {
+				continue
+			}
+			if z.Copies++; z.oldest.IsZero() || o.Modified.Before(z.oldest) {
+				z.oldest = o.Modified
+			}
+			z.LastEnds = later(z.LastEnds, a.endOf(o))
+			if id, ok := holdingID(a.Cluster, o.Name); ok {
+				by["snapshot "+id] = true
+			} else {
+				by["WAL"] = true
+			}
+			if o.LockedUntil.After(a.Now()) {
+				by["lock until "+stamp(o.LockedUntil)] = true
+			}
+		}
+		z.BlockedBy = append(z.BlockedBy, sortedKeys(by)...)
+		one.LastCopyEnds = later(one.LastCopyEnds, z.LastEnds)
+		one.Zones = append(one.Zones, z)
+	}
+	if !seen && a.Policy.KeepAtMost > 0 { // snapshots yet to be taken will hold it
+		one.LastCopyEnds = later(one.LastCopyEnds, a.ends(a.Now()))
+	}
+	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// endOf is when an object is gone at the latest, by the policy.
+func (a *advance) endOf(o zone.Object) time.Time {
+	from := o.Modified
+	if id, ok := holdingID(a.Cluster, o.Name); ok {
+		if at, known := a.found.starts[id]; known {
+			from = at
+		}
+	}
+	if a.Policy.KeepAtMost == 0 {
+		return o.LockedUntil
+	}
+	return later(a.ends(from), o.LockedUntil)
+}
+
+var (
+	noRowsRE  = regexp.MustCompile(`/wal/\d{8}/[0-9A-F]{8}/([0-9A-F]{8}\.history|[0-9A-F]{24}\.[0-9A-F]{8}\.backup)-[0-9a-f]{32}\.age$`)
+	walNoteRE = regexp.MustCompile(`/wal/\d{8}/[0-9A-F]{8}/[0-9A-F]{16}-[0-9A-F]{16}-[^/]*\.note$`)
+)
+
+// clean says that an object cannot hold rows that live was without at absent: it
+// was made after, on a history that goes through that moment. Names that are not
+// understood are not clean.
+func (c *copies) clean(cluster string, o zone.Object, absent catalog.Absent) bool {
+	if id, ok := holdingID(cluster, o.Name); ok {
+		s, known := c.snaps[id]
+		return known && c.after(s.SystemID, s.Timeline, s.StartLSN, absent)
+	}
+	if noRowsRE.MatchString(o.Name) || walNoteRE.MatchString(o.Name) {
+		return true
+	}
+	f, ok := parseWALObject(o.Name, c.size)
+	if !ok {
+		return false
+	}
+	system, ok := c.plan.system(f.Epoch)
+	return ok && c.after(system, f.Timeline, f.From, absent)
+}
+
+// after says whether a place is at or behind absent's, on a history that goes
+// through it.
+func (c *copies) after(system string, timeline uint32, at lsn.LSN, absent catalog.Absent) bool {
+	if system != absent.SystemID || at < absent.LSN {
+		return false
+	}
+	legs, known := c.plan.path(Branch{system, timeline})
+	return known && slices.ContainsFunc(legs, func(l leg) bool {
+		return l.timeline == absent.Timeline && absent.LSN >= l.from && absent.LSN <= l.to
+	})
+}

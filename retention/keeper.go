@@ -1,0 +1,211 @@
+package retention
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/durable"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+)
+
+// Ledger takes entries. Append returns when they are on this node's disk,
+// AppendAnchored when the quorum of zones holds them under a checkpoint.
+type Ledger interface {
+	Append(ctx context.Context, typ string, subject map[string]string, body any) (index int64, err error)
+	AppendAnchored(ctx context.Context, typ string, subject map[string]string, body any) (index int64, err error)
+}
+
+// Store reads whole objects and writes notes: a vault's Writer.
+type Store interface {
+	Get(ctx context.Context, name string, size int64, sha256 string) ([]byte, error)
+	Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error)
+}
+
+// Remover removes from every zone, and lists every version: a vault's Remover.
+type Remover interface {
+	RemoveAll(ctx context.Context, name string) map[string]error
+	Versions(ctx context.Context, prefix string) (map[string][]zone.Object, map[string]error)
+}
+
+// Keeper carries out one cluster's policy. Its methods are to be called one at a
+// time; the lane of a cluster is the caller's.
+type Keeper struct {
+	Cluster   string
+	Policy    Policy
+	Catalog   *catalog.Reader
+	Store     Store
+	Remover   Remover
+	Ledger    Ledger
+	Signer    note.Signer
+	Index     []age.Identity // opens the histories of timelines
+	State     string         // file that remembers what happened last; losing it loses no backup
+	Now       func() time.Time
+	IntentAge time.Duration
+	MaxShare  float64
+	// Holds lists the holds in force; nil: there are none.
+	Holds func(ctx context.Context) ([]Hold, error)
+}
+
+// state is what a Keeper remembers.
+type state struct {
+	Last  time.Time            `json:"last,omitzero"`   // when a plan was last carried out
+	Swept map[string]time.Time `json:"swept,omitempty"` // marks whose result is in the ledger
+}
+
+func (k *Keeper) load() (s state, err error) {
+	data, err := os.ReadFile(k.State)
+	if err == nil {
+		err = json.Unmarshal(data, &s)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if s.Swept == nil {
+		s.Swept = map[string]time.Time{}
+	}
+	if err != nil {
+		err = fmt.Errorf("reading what retention remembers: %w; remove the file to go on without", err)
+	}
+	return s, err
+}
+
+func (k *Keeper) save(s state) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(k.State, data, 0o600)
+}
+
+// Plan reads the repository and decides.
+func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
+	in, err := k.Gather(ctx)
+	if err != nil {
+		return Plan{}, err
+	}
+	in.Force = force
+	return MakePlan(in)
+}
+
+// Gather reads all that a plan follows from.
+func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
+	st, err := k.load()
+	if err != nil {
+		return in, err
+	}
+	in = Inputs{Cluster: k.Cluster, Now: k.Now(), Last: st.Last, Policy: k.Policy, IntentAge: k.IntentAge, MaxShare: k.MaxShare, Complete: true}
+	snaps, err := k.Catalog.Snapshots(ctx, k.Cluster)
+	if err != nil {
+		return in, err
+	}
+	in.Snapshots = snaps.Bodies()
+	incomplete(&in, "snapshots", snaps.Notes)
+	in.Complete = in.Complete && snaps.Complete // its marks included
+	for _, i := range snaps.Intents {
+		if _, gone := snaps.Forgotten[i.Body.ID]; !gone {
+			in.Intents = append(in.Intents, i.Body)
+		}
+	}
+	marks, err := k.Catalog.Forgotten(ctx, k.Cluster)
+	if err != nil {
+		return in, err
+	}
+	for _, m := range marks.Bodies() {
+		in.Marked = append(in.Marked, m.WAL...)
+	}
+	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)
+	if err != nil {
+		return in, err
+	}
+	in.Proofs = proofs.Bodies()
+	incomplete(&in, "marks", marks)
+	incomplete(&in, "proofs", proofs)
+	if k.Holds != nil {
+		if in.Holds, err = k.Holds(ctx); err != nil {
+			return in, fmt.Errorf("reading holds: %w", err)
+		}
+	}
+	return in, k.gatherWAL(ctx, &in)
+}
+
+func incomplete[T any](in *Inputs, what string, n catalog.Notes[T]) {
+	if err := n.Require(); err != nil {
+		in.Complete = false
+		in.Missing = append(in.Missing, what+": "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	for _, f := range n.Faults {
+		in.Complete = false
+		in.Missing = append(in.Missing, what+": "+f.Error())
+	}
+}
+
+func (k *Keeper) gatherWAL(ctx context.Context, in *Inputs) error {
+	lineages, err := k.Catalog.Lineages(ctx, k.Cluster)
+	if err != nil {
+		return err
+	}
+	in.Lineages = lineages.Bodies()
+	incomplete(in, "lineages", lineages)
+	entries, err := k.Catalog.WALEntries(ctx, k.Cluster, "")
+	if err != nil {
+		return err
+	}
+	if !entries.Complete {
+		in.Complete = false
+		in.Missing = append(in.Missing, "WAL: too few zones answered")
+	}
+	var small []catalog.WALEntry
+	for _, e := range entries.List {
+		in.WAL = append(in.WAL, File{WALEntry: e})
+		if e.From == e.To {
+			small = append(small, e)
+		}
+	}
+	notes, _, err := k.Catalog.WALNotes(ctx, k.Cluster, small)
+	if err != nil {
+		return err
+	}
+	in.Histories = map[Branch][]lsn.Switch{}
+	for _, n := range notes {
+		i := slices.IndexFunc(in.WAL, func(f File) bool { return f.Name == n.Name })
+		in.WAL[i].File = n.Body.File
+		if strings.HasSuffix(n.Body.File, ".history") {
+			if err := k.readHistory(ctx, in, n.Body); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readHistory notes the history of a timeline; one that cannot be opened stays
+// unknown, and the plan keeps what hangs on it.
+func (k *Keeper) readHistory(ctx context.Context, in *Inputs, w catalog.WAL) error {
+	sealed, err := k.Store.Get(ctx, w.Object.Name, w.Object.Size, w.Object.SHA256)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", w.File, err)
+	}
+	raw, err := seal.OpenFile(sealed, k.Index, 1<<20)
+	if err != nil {
+		return nil
+	}
+	history, err := lsn.ParseHistory(raw)
+	if err != nil {
+		return fmt.Errorf("%s: %w", w.File, err)
+	}
+	in.Histories[Branch{w.SystemID, w.Timeline}] = history
+	return nil
+}

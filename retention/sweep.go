@@ -1,0 +1,285 @@
+package retention
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+)
+
+// Swept is what a sweep did for one mark.
+type Swept struct {
+	Mark    string
+	Removed int               // objects that some zone still had
+	Left    map[string]int    // by zone: versions that it retains or could not remove
+	Owed    map[string]string // zones that did not answer, and why
+	Done    bool              // every zone's own listing of versions shows nothing of it
+}
+
+// Sweep is the second act: it removes from every zone what due marks name and
+// nothing that stays needs, lists every zone again, and tells the ledger of each
+// mark that is done. What is not done stays due: a zone that is away is owed its
+// removals by the vault's journal, and the next sweep looks again. D3, D4.
+func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
+	st, err := k.load()
+	if err != nil {
+		return nil, err
+	}
+	s := &sweep{Keeper: k, now: k.Now(), kept: map[string]bool{}}
+	if err := s.read(ctx, st); err != nil {
+		return nil, fmt.Errorf("sweeping %s: %w", k.Cluster, err)
+	}
+	if len(s.due) == 0 {
+		return nil, nil
+	}
+	removed, err := s.pass(ctx, func(name string) { k.Remover.RemoveAll(ctx, name) })
+	if err != nil {
+		return nil, err
+	}
+	left, err := s.pass(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	var out []Swept
+	for i, m := range s.due {
+		one := Swept{Mark: m.ID, Removed: removed[i].names, Left: left[i].zones, Owed: map[string]string{}}
+		for z, err := range s.faults {
+			one.Owed[z] = err.Error()
+		}
+		if one.Done = len(one.Owed) == 0 && len(one.Left) == 0; one.Done {
+			if err := k.conclude(ctx, m, one, s.listed); err != nil {
+				return out, err
+			}
+			st.Swept[m.ID] = s.now
+			if err := k.save(st); err != nil {
+				return out, err
+			}
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+func (k *Keeper) conclude(ctx context.Context, m catalog.Forgotten, one Swept, listed map[string]time.Time) error {
+	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL), Removed: one.Removed, Zones: map[string]string{}}
+	for z, at := range listed {
+		body.Zones[z] = stamp(at)
+	}
+	_, err := k.Ledger.AppendAnchored(ctx, entryResult, k.subject(m), body)
+	if err != nil {
+		return fmt.Errorf("telling the ledger that mark %s is done: %w", m.ID, err)
+	}
+	return nil
+}
+
+// sweep is one run.
+type sweep struct {
+	*Keeper
+	now    time.Time
+	due    []catalog.Forgotten
+	kept   map[string]bool // names of objects
+	dirs   []string        // of snapshots that stay or may be running
+	judge  *walJudge
+	files  map[string]File // by the name of the note or object
+	spans  map[catalog.WALSpan]File
+	faults map[string]error
+	listed map[string]time.Time
+}
+
+// read reads the catalog afresh: what is due, and what stays whatever is due.
+func (s *sweep) read(ctx context.Context, st state) error {
+	in, err := s.Gather(ctx)
+	if err != nil {
+		return err
+	}
+	p := &planner{Inputs: in, why: map[string][]string{}, must: map[string]bool{}, timelines: map[string][]uint32{}, systems: map[int]string{}}
+	p.WAL = sortFiles(in.WAL)
+	if p.guard(); len(p.plan.Refused) > 0 {
+		return fmt.Errorf("%w: %s", ErrRefused, strings.Join(p.plan.Refused, "; "))
+	}
+	marks, err := s.Catalog.Forgotten(ctx, s.Cluster)
+	if err != nil {
+		return err
+	}
+	going := map[string]bool{}
+	for _, m := range marks.Bodies() {
+		if _, done := st.Swept[m.ID]; !done && !s.now.Before(m.NotBefore) {
+			s.due = append(s.due, m)
+		}
+		for _, id := range m.Snapshots {
+			going[id] = going[id] || !s.now.Before(m.NotBefore)
+		}
+	}
+	if len(s.due) == 0 {
+		return nil
+	}
+	snaps, err := s.Catalog.Snapshots(ctx, s.Cluster)
+	if err != nil {
+		return err
+	}
+	return s.protect(ctx, p, snaps, going)
+}
+
+// protect collects what must stay.
+func (s *sweep) protect(ctx context.Context, p *planner, snaps catalog.Snapshots, going map[string]bool) error {
+	bases := map[string]bool{}
+	for _, h := range p.Holds {
+		going[h.Snapshot] = false
+	}
+	for _, i := range p.Intents {
+		if p.alive(i) || !going[i.ID] {
+			s.dirs = append(s.dirs, catalog.SnapshotDir(s.Cluster, i.ID))
+			bases[i.Base] = true
+		}
+	}
+	var kept []catalog.Snapshot
+	for _, n := range snaps.All {
+		if !going[n.Body.ID] {
+			kept = append(kept, n.Body)
+			s.dirs = append(s.dirs, catalog.SnapshotDir(s.Cluster, n.Body.ID))
+		}
+		if !going[n.Body.ID] || bases[n.Body.ID] {
+			if err := s.keepObjects(ctx, n.Body); err != nil {
+				return err
+			}
+		}
+	}
+	p.Snapshots = kept
+	slices.SortStableFunc(p.Snapshots, older)
+	p.keepWindow()
+	s.judge = p.newJudge(p.Snapshots)
+	s.files, s.spans = map[string]File{}, map[catalog.WALSpan]File{}
+	return s.nameFiles(ctx)
+}
+
+func (s *sweep) keepObjects(ctx context.Context, n catalog.Snapshot) error {
+	body, err := s.Store.Get(ctx, n.Objects.Name, n.Objects.Size, n.Objects.SHA256)
+	if err != nil {
+		return fmt.Errorf("reading what snapshot %s needs: %w; nothing is removed before that is known", n.ID, err)
+	}
+	refs, err := catalog.DecodeObjects(bytes.NewReader(body))
+	for _, r := range refs {
+		s.kept[r.Name] = true
+	}
+	return err
+}
+
+// nameFiles ties the names of WAL objects to what the notes say of them.
+func (s *sweep) nameFiles(ctx context.Context) error {
+	var small []catalog.WALEntry
+	for _, f := range s.judge.WAL {
+		s.files[f.Name] = f
+		s.spans[spanOf(f)] = f
+		if f.From == f.To {
+			small = append(small, f.WALEntry)
+		}
+	}
+	notes, _, err := s.Catalog.WALNotes(ctx, s.Cluster, small)
+	for _, n := range notes {
+		s.files[n.Body.Object.Name] = s.files[n.Name]
+	}
+	return err
+}
+
+// left counts what a pass found of one mark.
+type left struct {
+	names int
+	zones map[string]int
+}
+
+// pass lists every zone, versions included, and hands every name that is to go to
+// act, in the order of removal.
+func (s *sweep) pass(ctx context.Context, act func(name string)) ([]left, error) {
+	found := make([]left, len(s.due))
+	s.faults, s.listed = map[string]error{}, map[string]time.Time{}
+	for i := range found {
+		found[i].zones = map[string]int{}
+	}
+	for _, prefix := range []string{catalog.SnapshotsDir(s.Cluster), catalog.WALRoot(s.Cluster)} {
+		zones, faults := s.Remover.Versions(ctx, prefix)
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("sweeping %s: %w", s.Cluster, err)
+		}
+		for z, err := range faults {
+			s.faults[z] = errors.Join(s.faults[z], err)
+		}
+		names := map[string]int{}
+		for z, objects := range zones {
+			s.listed[z] = s.now
+			for _, o := range objects {
+				if _, ok := names[o.Name]; !ok {
+					names[o.Name] = s.owner(o)
+				}
+				if i := names[o.Name]; i >= 0 {
+					found[i].zones[z]++
+				}
+			}
+		}
+		for _, name := range removalOrder(names) {
+			found[names[name]].names++
+			if act != nil {
+				act(name)
+			}
+		}
+	}
+	return found, nil
+}
+
+// owner is the due mark under which an object goes, or -1.
+func (s *sweep) owner(o zone.Object) int {
+	if s.kept[o.Name] || slices.ContainsFunc(s.dirs, func(d string) bool { return strings.HasPrefix(o.Name, d) }) {
+		return -1
+	}
+	if rest, ok := strings.CutPrefix(o.Name, catalog.SnapshotsDir(s.Cluster)); ok {
+		id, _, _ := strings.Cut(rest, "/")
+		return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool { return slices.Contains(m.Snapshots, id) })
+	}
+	f, ok := s.fileOf(o.Name)
+	if !ok {
+		return -1
+	}
+	i := slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
+		return slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return inSpan(f, span) })
+	})
+	if i < 0 {
+		return -1
+	}
+	if keep, _ := s.judge.judgeFile(f); keep {
+		return -1
+	}
+	return i
+}
+
+// fileOf tells which archived file an object belongs to: by its note, or by its
+// own name where a writer or a sweep was interrupted and the note is not there.
+func (s *sweep) fileOf(name string) (File, bool) {
+	if f, ok := s.files[name]; ok {
+		return f, true
+	}
+	got, ok := parseWALObject(name, s.segSize())
+	if !ok {
+		return File{}, false
+	}
+	if f, ok := s.spans[spanOf(got)]; ok {
+		return f, true
+	}
+	s.judge.longest[got.Name] = true
+	return got, true
+}
+
+func spanOf(f File) catalog.WALSpan {
+	return catalog.WALSpan{Epoch: f.Epoch, Timeline: f.Timeline, From: f.From, To: f.To}
+}
+
+func (s *sweep) segSize() int64 {
+	if n := len(s.judge.Snapshots); n > 0 {
+		return segSize(s.judge.Snapshots[n-1])
+	}
+	return 16 << 20
+}
