@@ -25,6 +25,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/notify"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
+	"github.com/holdfast-dr/holdfast/scheduler"
 )
 
 // node is what acts: the world with its state held, its ledger open, and its
@@ -34,7 +35,8 @@ type node struct {
 	ledger    *ledger.Ledger
 	incidents *incident.Store
 	notify    *notify.Notifier
-	keys      seal.DigestKeys // of the newest epoch; zero on a node without index identity
+	keys      seal.DigestKeys   // of the newest epoch; zero on a node without index identity
+	runner    *scheduler.Runner // nil without a daemon
 
 	mu       sync.Mutex
 	clusters map[string]*protected // by name; those with a connection

@@ -136,7 +136,7 @@ func (e *env) print(doc any, text func(io.Writer)) error {
 
 // call carries out op: by the daemon when one answers on the configuration's
 // socket, else here, by what here makes of the opened configuration.
-func call[In, Out any](ctx context.Context, e *env, op server.Op[In, Out], in In, here func(context.Context, *world, In) (Out, error)) (out Out, err error) {
+func call[In, Out any](ctx context.Context, e *env, op server.Op[In, Out], in In, here func(*world, context.Context, In) (Out, error)) (out Out, err error) {
 	if e.repository == "" {
 		cfg, err := e.load()
 		if err != nil {
@@ -152,5 +152,5 @@ func call[In, Out any](ctx context.Context, e *env, op server.Op[In, Out], in In
 		return out, err
 	}
 	defer w.close()
-	return here(ctx, w, in)
+	return here(w, ctx, in)
 }

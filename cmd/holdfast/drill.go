@@ -1,0 +1,368 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/drills"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/internal/server"
+	"github.com/holdfast-dr/holdfast/restore"
+	"github.com/holdfast-dr/holdfast/scheduler"
+)
+
+var (
+	opDrillRun  = server.Op[drillIn, jobRef]{ID: "drill-run", Method: http.MethodPost, Path: "/v1/drills/{name}/runs", Summary: "Run a drill now"}
+	opDrillList = server.Op[drillQuery, drillsDoc]{ID: "drill-list", Method: http.MethodGet, Path: "/v1/drills", Summary: "The drills' records, the newest first"}
+	opDrillShow = server.Op[drillShowIn, drills.Record]{ID: "drill-show", Method: http.MethodGet, Path: "/v1/drills/records/{id}", Summary: "One drill's record"}
+)
+
+type drillIn struct {
+	Name string `path:"name"`
+}
+
+type drillQuery struct {
+	Name  string `query:"name"`
+	Limit int    `query:"limit"`
+}
+
+type drillShowIn struct {
+	ID string `path:"id"`
+}
+
+type drillsDoc struct {
+	Drills []drills.Record `json:"drills"`
+}
+
+func (n *node) serveDrills(s *server.Server) {
+	server.Serve(s, opRecord, n.record)
+	server.Serve(s, opDrillRun, func(ctx context.Context, in drillIn) (jobRef, error) {
+		d, err := n.drill(in.Name)
+		if err != nil {
+			return jobRef{}, err
+		}
+		return answerOrder(n.run(ctx, jobDrill, "drill/"+d.Environment, order{Drill: d.Name, Human: true}, nil))
+	})
+	server.Serve(s, opDrillList, n.drillList)
+	server.Serve(s, opDrillShow, n.drillShow)
+}
+
+// drill finds a configured drill.
+func (w *world) drill(name string) (configs.Drill, error) {
+	var known []string
+	for _, d := range w.cfg.Drills {
+		if d.Name == name {
+			return d, nil
+		}
+		known = append(known, d.Name)
+	}
+	return configs.Drill{}, usage("drill %q is not in the configuration (it has: %s)", name, strings.Join(known, ", "))
+}
+
+// definition converts a configured drill.
+func (w *world) definition(d configs.Drill) (def drills.Definition, env configs.Environment, err error) {
+	for _, e := range w.cfg.Environments {
+		if e.Name == d.Environment {
+			env = e
+		}
+	}
+	def = drills.Definition{
+		Name: d.Name, Cluster: d.Cluster, Schedule: string(d.Schedule), Select: d.Select, Zone: d.Zone, Level: d.Level,
+		Objectives:  drills.Objectives{RPO: d.Objectives.RPO.Std(), RTO: d.Objectives.RTO.Std()},
+		Limits:      drills.Limits{Disk: int64(d.Limits.Disk), Time: d.Limits.Time.Std()},
+		Environment: drills.Environment{Name: env.Name, Directory: env.Directory, Binaries: env.Binaries, User: env.User},
+	}
+	for _, c := range w.cfg.Clusters {
+		if c.Name == d.Cluster {
+			if def.Objectives.RPO == 0 {
+				def.Objectives.RPO = c.Objectives.RPO.Std()
+			}
+			if def.Objectives.RTO == 0 {
+				def.Objectives.RTO = c.Objectives.RTO.Std()
+			}
+		}
+	}
+	for _, c := range d.Checks {
+		def.Checks = append(def.Checks, drills.Question(c))
+	}
+	return def, env, nil
+}
+
+// drillDeps are what a drill works with; the identity is its environment's.
+func (n *node) drillDeps(ctx context.Context, env configs.Environment) (drills.Deps, error) {
+	repo := restore.Repo{Reader: n.vault.Reader(), Catalog: n.catalog, Trust: n.trust, Index: n.index}
+	if env.Identity != nil {
+		ids, err := loadIdentities(*env.Identity)
+		if err != nil {
+			return drills.Deps{}, err
+		}
+		repo.Data = ids
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return drills.Deps{}, fmt.Errorf("finding this program: %w", err)
+	}
+	return drills.Deps{
+		Repo: repo, Log: n.ledger, Proofs: drills.SignedProofs{Signer: n.signer, Store: n.vault.Writer()}, Incidents: n.incidents,
+		Replay: n.replayer(repo.Data), Program: self, Workers: n.cfg.Node.Limits.Workers, Actor: actor(ctx), Now: n.now,
+	}, nil
+}
+
+// doDrill runs one drill: for its slot, or because a person asked.
+func (n *node) doDrill(ctx context.Context, job scheduler.Job, o order, progress func(any)) (any, error) {
+	d, err := n.drill(o.Drill)
+	if err != nil {
+		return nil, scheduler.Cancel(err)
+	}
+	def, env, err := n.definition(d)
+	if err != nil {
+		return nil, scheduler.Cancel(err)
+	}
+	deps, err := n.drillDeps(ctx, env)
+	if err != nil {
+		return nil, scheduler.Cancel(err)
+	}
+	deps.Progress = func(_ string, p restore.Progress) { progress(takeProgress{p.Phase, p.Done, p.Total}) }
+	slot := drills.Slot{DueAt: n.now(), Trigger: "schedule"}
+	if o.Human {
+		slot.Trigger = "human"
+	}
+	if !job.Slot.IsZero() {
+		slot.Key, slot.DueAt = drills.SlotKey(d.Name, job.Slot), job.Slot
+	}
+	rec, err := drills.Run(ctx, deps, def, slot)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info("drill ended", zap.String("drill", d.Name), zap.String("id", rec.ID), zap.String("outcome", rec.Outcome.Outcome), zap.String("level", rec.Level), zap.String("reason", rec.Reason))
+	n.notify.Send(ctx, "drill", rec)
+	return rec, nil
+}
+
+// missedDrills writes down the slots that passed without a run.
+func (n *node) missedDrills(ctx context.Context, name string, slots []time.Time) error {
+	d, err := n.drill(name)
+	if err != nil {
+		return err
+	}
+	def, env, err := n.definition(d)
+	if err != nil {
+		return err
+	}
+	deps, err := n.drillDeps(ctx, env)
+	if err != nil {
+		return err
+	}
+	for _, at := range slots {
+		slot := drills.Slot{Key: drills.SlotKey(name, at), DueAt: at, Trigger: "schedule"}
+		if _, err := drills.Missed(ctx, deps, def, slot, "no daemon ran when it was due"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepDrills removes what killed drills left, and gives their slots an outcome.
+func (n *node) sweepDrills(ctx context.Context) error {
+	var errs []error
+	for _, d := range n.cfg.Drills {
+		def, _, err := n.definition(d)
+		if err != nil {
+			return err
+		}
+		swept, err := drills.Sweep(ctx, def.Environment)
+		errs = append(errs, err)
+		for _, s := range swept {
+			n.log.Warn("removed what a killed drill left", zap.String("drill", s.Name), zap.String("slot", s.Slot))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// zoneLog is a ledger as the zones hold it, for reading drills back.
+type zoneLog struct {
+	src ledger.Source
+	c   ledger.Checkpoint
+}
+
+func (l zoneLog) Entries(ctx context.Context, from, to int64) ([]ledger.Record, error) {
+	return ledger.Read(ctx, l.src, l.c, from, to)
+}
+
+func (l zoneLog) Status() ledger.Status { return ledger.Status{Size: l.c.Size, Anchored: l.c} }
+
+// logs are all ledgers of the repository.
+func (w *world) logs(ctx context.Context) ([]zoneLog, error) {
+	origins, err := w.origins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	src := ledger.FromReader(w.vault.Reader())
+	var out []zoneLog
+	for _, o := range origins {
+		c, err := ledger.Latest(ctx, src, w.trust, w.repoID, o)
+		if err != nil {
+			w.log.Warn("leaving out a ledger that cannot be read", zap.String("origin", o), zap.Error(err))
+			continue
+		}
+		out = append(out, zoneLog{src, c})
+	}
+	return out, nil
+}
+
+func (w *world) drillList(ctx context.Context, in drillQuery) (drillsDoc, error) {
+	doc := drillsDoc{[]drills.Record{}}
+	logs, err := w.logs(ctx)
+	if err != nil {
+		return doc, err
+	}
+	limit := in.Limit
+	if limit <= 0 {
+		limit = 50
+	}
+	for _, l := range logs {
+		list, err := drills.List(ctx, l, in.Name, limit)
+		if err != nil {
+			return doc, err
+		}
+		doc.Drills = append(doc.Drills, list...)
+	}
+	slices.SortStableFunc(doc.Drills, func(a, b drills.Record) int { return b.FinishedAt.Compare(a.FinishedAt) })
+	doc.Drills = doc.Drills[:min(limit, len(doc.Drills))]
+	return doc, nil
+}
+
+func (w *world) drillShow(ctx context.Context, in drillShowIn) (drills.Record, error) {
+	logs, err := w.logs(ctx)
+	if err != nil {
+		return drills.Record{}, err
+	}
+	for _, l := range logs {
+		r, err := drills.Show(ctx, l, in.ID)
+		if err == nil || !errors.Is(err, drills.ErrUnknown) {
+			return r, err
+		}
+	}
+	return drills.Record{}, usage("no ledger holds a drill %q; `holdfast drill list` shows those there are", in.ID)
+}
+
+func (e *env) drillCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "drill", Short: "Rehearse recovery, and read what came of it"}
+	run := &cobra.Command{Use: "run NAME", Short: "Run a drill now", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		return e.runDrill(c.Context(), args[0])
+	}}
+	list := &cobra.Command{Use: "list [NAME]", Short: "List the drills that were due or asked for", Args: cobra.MaximumNArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		in := drillQuery{}
+		if len(args) > 0 {
+			in.Name = args[0]
+		}
+		doc, err := call(c.Context(), e, opDrillList, in, (*world).drillList)
+		if err != nil {
+			return err
+		}
+		return e.print(doc, doc.text)
+	}}
+	show := &cobra.Command{Use: "show ID", Short: "Show one drill's record", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		rec, err := call(c.Context(), e, opDrillShow, drillShowIn{args[0]}, (*world).drillShow)
+		if err != nil {
+			return err
+		}
+		return e.print(rec, func(out io.Writer) { drillText(out, rec) })
+	}}
+	cmd.AddCommand(run, list, show)
+	return cmd
+}
+
+func (e *env) runDrill(ctx context.Context, name string) error {
+	cfg, err := e.load()
+	if err != nil {
+		return err
+	}
+	d, err := (&world{cfg: cfg}).drill(name)
+	if err != nil {
+		return err
+	}
+	out, err := act(ctx, e, opDrillRun, drillIn{name}, jobDrill, "drill/"+d.Environment, order{Drill: name, Human: true}, "drill "+name)
+	if err != nil {
+		return err
+	}
+	var rec drills.Record
+	if err := json.Unmarshal(out, &rec); err != nil {
+		return fmt.Errorf("reading the drill's record: %w", err)
+	}
+	if err := e.print(rec, func(out io.Writer) { drillText(out, rec) }); err != nil {
+		return err
+	}
+	switch rec.Outcome.Outcome {
+	case "pass", "pass_with_gaps":
+		return nil
+	case "fail":
+		return silent{exitNotHeld}
+	}
+	return silent{exitFailed}
+}
+
+func (d drillsDoc) text(w io.Writer) {
+	var rows [][]string
+	for _, r := range d.Drills {
+		rows = append(rows, []string{r.ID, r.Name, clock(r.FinishedAt), r.Trigger, r.Outcome.Outcome, r.Level, r.Snapshot, secondsText(r.RTO.Measured)})
+	}
+	if len(rows) == 0 {
+		fmt.Fprintln(w, "no drill was due or asked for yet")
+		return
+	}
+	table(w, "ID\tDRILL\tFINISHED\tBY\tOUTCOME\tLEVEL\tSNAPSHOT\tRTO", rows)
+}
+
+func secondsText(s *float64) string {
+	if s == nil {
+		return "-"
+	}
+	return span(time.Duration(*s * float64(time.Second)))
+}
+
+func drillText(out io.Writer, r drills.Record) {
+	fmt.Fprintf(out, "drill %s (%s of %s): %s", r.ID, r.Name, r.Cluster, strings.ToUpper(r.Outcome.Outcome))
+	if r.Level != "" {
+		fmt.Fprintf(out, ", level %s of %s", r.Level, r.Wanted)
+	}
+	fmt.Fprintln(out)
+	if r.Reason != "" {
+		fmt.Fprintf(out, "  because     %s (%s)\n", r.Reason, r.Class)
+	}
+	if r.Target != nil {
+		fmt.Fprintf(out, "  restored    snapshot %s to %s\n", r.Snapshot, r.Target)
+	}
+	if r.Selection != nil {
+		fmt.Fprintf(out, "  chosen      %s\n", r.Selection.Select)
+	}
+	if r.Expected != nil && r.Reached != nil {
+		fmt.Fprintf(out, "  reached     %s (%s), expected %s\n", r.Reached.LSN, clock(r.Reached.Time), r.Expected.LSN)
+	}
+	fmt.Fprintf(out, "  RTO         %s (objective %s)\n  RPO         %s (objective %s)\n", secondsText(r.RTO.Measured), secondsText(r.RTO.Objective), secondsText(r.RPO.Measured), secondsText(r.RPO.Objective))
+	for _, p := range r.Phases {
+		fmt.Fprintf(out, "  phase       %-10s %6.2f s  %s\n", p.Name, p.Seconds, p.Outcome)
+	}
+	for _, c := range r.Checks {
+		fmt.Fprintf(out, "  check       %-10s %-5s %s\n", c.ID, c.Verdict, c.Observed)
+	}
+	for _, n := range r.NotAssessed {
+		fmt.Fprintf(out, "  not assessed  %s: %s\n", n.What, n.Why)
+	}
+	fmt.Fprintf(out, "  cleaned up  %+v\n", r.Cleanup)
+	if r.Ledger != nil {
+		fmt.Fprintf(out, "  ledger      %s, entry %d\n", r.Ledger.Origin, r.Ledger.Index)
+	}
+}

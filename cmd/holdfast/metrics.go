@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+)
+
+// collector tells Prometheus what status tells people, read when it is scraped.
+type collector struct {
+	n   *node
+	ctx context.Context //nolint:containedctx // Collect has none
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("holdfast_"+name, help, labels, nil)
+}
+
+var (
+	descZoneUp       = desc("zone_up", "1 when the zone answers and shows its identity.", "zone")
+	descZoneBehind   = desc("zone_behind_objects", "Objects that the zone still lacks.", "zone")
+	descRPO          = desc("rpo_seconds", "Time of commits that would be lost if the server were gone now.", "cluster")
+	descWALBehind    = desc("wal_behind_bytes", "WAL on the server that the quorum does not hold yet.", "cluster")
+	descArchiving    = desc("archiving", "1 while the WAL is being archived.", "cluster")
+	descLastSnapshot = desc("last_snapshot_timestamp_seconds", "When the newest snapshot finished.", "cluster")
+	descLastProof    = desc("last_proof_timestamp_seconds", "When a drill last passed.", "cluster")
+	descIncidents    = desc("incidents_open", "Open incidents.", "severity")
+	descLedgerSize   = desc("ledger_entries", "Entries of this node's ledger.", "origin")
+)
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descRPO, descWALBehind, descArchiving, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector. What cannot be read now is left out.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, z := range c.n.vault.State() {
+		up := 0.0
+		if z.State == "up" {
+			up = 1
+		}
+		gauge(descZoneUp, up, z.Name)
+		gauge(descZoneBehind, float64(z.BehindObjects), z.Name)
+	}
+	for name, p := range c.n.protectors() {
+		p.mu.Lock()
+		s := p.session
+		p.mu.Unlock()
+		if s == nil {
+			gauge(descArchiving, 0, name)
+			continue
+		}
+		gauge(descArchiving, 1, name)
+		gauge(descWALBehind, float64(s.archive.Position().Behind), name)
+		if rpo, known := c.n.rpo(name); known {
+			gauge(descRPO, rpo.Seconds(), name)
+		}
+	}
+	c.fromRepository(gauge)
+	c.incidents(gauge)
+	gauge(descLedgerSize, float64(c.n.ledger.Status().Size), c.n.ledger.Origin())
+}
+
+func (c collector) fromRepository(gauge func(*prometheus.Desc, float64, ...string)) {
+	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+	defer cancel()
+	for _, conf := range c.n.cfg.Clusters {
+		st, err := c.n.clusterStatus(ctx, conf.Name)
+		if err != nil {
+			c.n.log.Warn("cannot read the repository for the metrics", zap.Error(err))
+			return
+		}
+		if st.LastSnapshot != nil {
+			gauge(descLastSnapshot, float64(st.LastSnapshot.FinishedAt.Unix()), conf.Name)
+		}
+		if st.LastProof != nil {
+			gauge(descLastProof, float64(st.LastProof.At.Unix()), conf.Name)
+		}
+	}
+}
+
+func (c collector) incidents(gauge func(*prometheus.Desc, float64, ...string)) {
+	list, err := c.n.incidents.List()
+	if err != nil {
+		return
+	}
+	open := map[string]float64{"critical": 0, "warning": 0}
+	for _, i := range list {
+		if i.Open() {
+			open[i.Severity]++
+		}
+	}
+	for severity, n := range open {
+		gauge(descIncidents, n, severity)
+	}
+}
+
+func (n *node) metrics(ctx context.Context) (*prometheus.Registry, error) {
+	reg := prometheus.NewRegistry()
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{n, ctx}} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return reg, nil
+}

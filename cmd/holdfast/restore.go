@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
+	"github.com/holdfast-dr/holdfast/restore"
+)
+
+// targetFlags are how a moment is asked for.
+type targetFlags struct {
+	latest, immediate               bool
+	time, lsn, name, snapshot, zone string
+	xid                             uint32
+	timeline                        uint32
+	to, identity, binaries, user    string
+	start, quarantine               bool
+	listen                          string
+	port                            int
+}
+
+func (t *targetFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVar(&t.latest, "latest", false, "to the end of the archive (the default)")
+	f.StringVar(&t.time, "time", "", "to just before the first transaction that ended after `T`, RFC 3339 with a zone")
+	f.StringVar(&t.lsn, "lsn", "", "up to position `L`")
+	f.Uint32Var(&t.xid, "xid", 0, "up to and with transaction `X`")
+	f.StringVar(&t.name, "name", "", "to the restore point `N`")
+	f.BoolVar(&t.immediate, "immediate", false, "to the snapshot's own end")
+	cmd.MarkFlagsMutuallyExclusive("latest", "time", "lsn", "xid", "name", "immediate")
+	f.StringVar(&t.snapshot, "snapshot", "", "from snapshot `ID` instead of the best")
+	f.Uint32Var(&t.timeline, "timeline", 0, "along timeline `N` instead of the newest")
+	f.StringVar(&t.zone, "zone", "", "read from zone `Z` alone")
+	f.StringVar(&t.to, "to", "", "new data directory `DIR`, absent or empty")
+	f.StringVar(&t.identity, "identity", "", "age identity `FILE` that opens data; it is never sent to a daemon")
+}
+
+// target reads the flags.
+func (t *targetFlags) target() (restore.Target, error) {
+	out := restore.Target{Kind: restore.Latest, Snapshot: t.snapshot, Timeline: t.timeline, Zone: t.zone}
+	var err error
+	switch {
+	case t.time != "":
+		out.Kind = restore.AtTime
+		out.Time, err = time.Parse(time.RFC3339Nano, strings.Replace(t.time, " ", "T", 1))
+	case t.lsn != "":
+		out.Kind = restore.AtLSN
+		out.LSN, err = lsn.Parse(t.lsn)
+	case t.xid != 0:
+		out.Kind, out.XID = restore.AtXID, t.xid
+	case t.name != "":
+		out.Kind, out.Name = restore.AtName, t.name
+	case t.immediate:
+		out.Kind = restore.Immediate
+	}
+	if err != nil {
+		return out, usage("%w; a time looks like 2026-01-31T12:00:00+01:00", err)
+	}
+	return out, nil
+}
+
+// repo is what restores read from; the identity is one given, else that of the
+// only environment.
+func (w *world) repo(given configs.Secret) (restore.Repo, error) {
+	r := restore.Repo{Reader: w.vault.Reader(), Catalog: w.catalog, Trust: w.trust, Index: w.index}
+	secret := &given
+	if given == (configs.Secret{}) {
+		secret = nil
+		for _, env := range w.cfg.Environments {
+			if env.Identity != nil {
+				secret = env.Identity
+				break
+			}
+		}
+	}
+	if secret == nil {
+		return r, nil
+	}
+	var err error
+	r.Data, err = loadIdentities(*secret)
+	return r, err
+}
+
+// replayer removes deleted projects, by the digest keys that data identities open.
+func (w *world) replayer(data []age.Identity) restore.Replayer {
+	return func(ctx context.Context, connect func(context.Context, string) (*pgx.Conn, error), tombs []catalog.Tombstone) ([]restore.AppliedTombstone, error) {
+		applied, err := tenancy.Replay(ctx, connect, tombs, func(epoch int) (seal.DigestKeys, error) {
+			return w.digestKeys(ctx, epoch, data...)
+		})
+		var out []restore.AppliedTombstone
+		for _, a := range applied {
+			out = append(out, restore.AppliedTombstone{ID: a.ID, Found: a.Found, Counts: a.Counts})
+		}
+		return out, err
+	}
+}
+
+// plan gathers and plans a restore.
+func (w *world) plan(ctx context.Context, repo restore.Repo, cluster string, t restore.Target) (restore.Plan, error) {
+	if err := catalog.CheckName(cluster); err != nil {
+		return restore.Plan{}, usage("%w", err)
+	}
+	in, err := restore.Gather(ctx, repo, cluster, t, w.now())
+	if err != nil {
+		return restore.Plan{}, err
+	}
+	for _, c := range w.cfg.Clusters {
+		if c.Name == cluster {
+			in.RTO = c.Objectives.RTO.Std()
+		}
+	}
+	return restore.MakePlan(in)
+}
+
+func (e *env) restoreCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "restore", Short: "Plan and carry out restores"}
+	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreShowCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand())
+	return cmd
+}
+
+func (e *env) restorePlanCommand() *cobra.Command {
+	var t targetFlags
+	cmd := &cobra.Command{Use: "plan CLUSTER", Short: "Say what a restore would do, before anything moves", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		target, err := t.target()
+		if err != nil {
+			return err
+		}
+		w, err := e.open(c.Context())
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		repo, err := w.repo(configs.Secret{File: t.identity})
+		if err != nil {
+			return err
+		}
+		p, err := w.plan(c.Context(), repo, args[0], target)
+		if err != nil {
+			return err
+		}
+		return e.print(p, func(out io.Writer) { planText(out, p) })
+	}}
+	t.add(cmd)
+	return cmd
+}
+
+func planText(w io.Writer, p restore.Plan) {
+	fmt.Fprintf(w, "plan %s\n", p.Hash)
+	fmt.Fprintf(w, "restore %s to %s\n", p.Cluster, p.Target)
+	for _, why := range p.Why {
+		fmt.Fprintf(w, "  %s\n", why)
+	}
+	fmt.Fprintf(w, "expected end   %s (%s)\n", p.ExpectedEnd.LSN, clock(p.ExpectedEnd.Time))
+	fmt.Fprintf(w, "to fetch       %s; on disk up to %s\n", size(p.Bytes), size(p.DiskNeeded))
+	fmt.Fprintf(w, "takes          %s to %s\n", span(time.Duration(p.ETA.Low*float64(time.Second))), span(time.Duration(p.ETA.High*float64(time.Second))))
+	if p.RTO != nil {
+		holds := "will hold"
+		if !p.RTO.WillHold {
+			holds = "may be MISSED"
+		}
+		fmt.Fprintf(w, "objective      %s: %s\n", span(time.Duration(p.RTO.Seconds*float64(time.Second))), holds)
+	}
+	fmt.Fprintf(w, "tombstones     %d deleted projects are removed before anyone can connect\n", len(p.Tombstones))
+	fmt.Fprintf(w, "freshness      %s\n", p.Freshness)
+	for _, z := range p.Zones {
+		fmt.Fprintf(w, "zone %-10s snapshot whole: %v, WAL to %s %s\n", z.Name, z.Snapshot, z.WALTo, z.Err)
+	}
+	fmt.Fprintln(w, "the same by hand:")
+	for _, c := range p.Commands {
+		fmt.Fprintf(w, "  %s\n", c)
+	}
+}
+
+func (e *env) restoreRunCommand() *cobra.Command {
+	var t targetFlags
+	cmd := &cobra.Command{
+		Use: "run CLUSTER --to DIR", Short: "Restore beside production: fetch, replay, compare, promote, forget, and start if asked", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return e.runRestore(c.Context(), args[0], &t) },
+	}
+	t.add(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&t.start, "start", false, "start the restored server for its users")
+	f.BoolVar(&t.quarantine, "quarantine", false, "open to superusers only, although deleted projects may be in it")
+	f.StringVar(&t.binaries, "binaries", "", "PostgreSQL's programs, as /usr/lib/postgresql/{major}/bin")
+	f.StringVar(&t.user, "user", "", "operating system user that runs it when Holdfast is root (postgres)")
+	f.StringVar(&t.listen, "listen", "", "listen_addresses of the started server (localhost)")
+	f.IntVar(&t.port, "port", 0, "port of the started server (the first free one from 5433)")
+	if err := cmd.MarkFlagRequired("to"); err != nil {
+		panic(err)
+	}
+	return cmd
+}
+
+// restoreDoc is how a restore ends.
+type restoreDoc struct {
+	restore.Result
+	Opened *restore.Opened `json:"opened,omitempty"`
+}
+
+func (e *env) runRestore(ctx context.Context, cluster string, t *targetFlags) error {
+	target, err := t.target()
+	if err != nil {
+		return err
+	}
+	w, err := e.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	repo, err := w.repo(configs.Secret{File: t.identity})
+	if err != nil {
+		return err
+	}
+	if len(repo.Data) == 0 {
+		return usage("restoring %s: no identity that opens data: give --identity FILE", cluster)
+	}
+	// A hash of 64 digits is a plan's: it is made again and must be the same.
+	p, err := w.plan(ctx, repo, cluster, target)
+	if err != nil {
+		return err
+	}
+	opt, err := e.restoreOptions(w, repo, t)
+	if err != nil {
+		return err
+	}
+	if !e.quiet && e.output == "text" {
+		fmt.Fprintf(e.err, "restoring %s to %s from snapshot %s; expected end %s; plan %s\n", cluster, target, p.Snapshot, p.ExpectedEnd.LSN, p.Hash[:12])
+	}
+	bar := e.progress("restore of " + cluster)
+	opt.Progress = bar.restore
+	e.recordRestore(ctx, w, "restore.started", cluster, p)
+	room, err := restore.Prepare(ctx, repo, p, opt)
+	bar.end()
+	if err != nil {
+		e.recordRestore(ctx, w, "restore.finished", cluster, map[string]string{"plan": p.Hash, "error": err.Error()})
+		return restoreFault(err)
+	}
+	doc := restoreDoc{Result: room.Result}
+	if err := room.Close(ctx); err != nil {
+		return err
+	}
+	if t.start {
+		o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
+		if err != nil {
+			return err
+		}
+		doc.Opened = &o
+	}
+	e.recordRestore(ctx, w, "restore.finished", cluster, doc)
+	return e.print(doc, func(out io.Writer) { restoreText(out, doc, opt.To) })
+}
+
+func (e *env) restoreOptions(w *world, repo restore.Repo, t *targetFlags) (restore.Options, error) {
+	to, err := filepath.Abs(t.to)
+	if err != nil {
+		return restore.Options{}, usage("--to %s: %w", t.to, err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return restore.Options{}, fmt.Errorf("finding this program: %w", err)
+	}
+	return restore.Options{
+		To: to, Binaries: t.binaries, User: t.user, Program: self, Workers: max(2, w.cfg.Node.Limits.Workers),
+		Replay: w.replayer(repo.Data), Quarantine: t.quarantine,
+	}, nil
+}
+
+// restoreFault gives a restore's end its exit code.
+func restoreFault(err error) error {
+	switch {
+	case errors.Is(err, restore.ErrNotEmpty):
+		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, or discard what a restore left there: holdfast restore discard DIR"}
+	case errors.Is(err, restore.ErrIncomplete):
+		return &fault{exit: exitNotHeld, err: err, remedy: "nothing was promoted; bring the zones back and run it again, or restore to an earlier moment"}
+	}
+	return err
+}
+
+func restoreText(out io.Writer, d restoreDoc, to string) {
+	fmt.Fprintf(out, "restored to %s\n", d.RestoredTo)
+	fmt.Fprintf(out, "reached    %s (%s); expected %s: complete\n", d.Reached.LSN, clock(d.Reached.Time), d.Expected.LSN)
+	for _, t := range d.Tombstones {
+		fmt.Fprintf(out, "tombstone  %s: found %v, %d tables\n", t.ID, t.Found, len(t.Counts))
+	}
+	fmt.Fprintf(out, "took       %.1f s: fetch %.1f, replay %.1f, verify %.1f\n", d.Seconds.Total, d.Seconds.Fetch, d.Seconds.Replay, d.Seconds.Verify)
+	if d.Opened != nil {
+		fmt.Fprintf(out, "open       psql '%s'\n", d.Opened.Connection)
+		return
+	}
+	fmt.Fprintf(out, "closed     start it with: holdfast restore open %s   (or pg_ctl -D %s start)\n", to, to)
+}
+
+// recordRestore writes a restore into this node's ledger where it can: a restore
+// waits for nothing.
+func (e *env) recordRestore(ctx context.Context, w *world, typ, cluster string, body any) {
+	if err := e.tryRecord(context.WithoutCancel(ctx), w, typ, cluster, body); err != nil {
+		fmt.Fprintf(e.err, "holdfast: this restore is not written into a ledger: %v\n", err)
+	}
+}
+
+func (e *env) restoreShowCommand() *cobra.Command {
+	return &cobra.Command{Use: "show DIR", Short: "Say what a restored directory is", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		m, err := restore.ReadMarker(args[0])
+		if err != nil {
+			return err
+		}
+		return e.print(m, func(out io.Writer) {
+			fmt.Fprintf(out, "%s: %s from snapshot %s, %s since %s, plan %s\n", args[0], m.Cluster, m.Snapshot, m.State, clock(m.At), m.Plan)
+		})
+	}}
+}
+
+func (e *env) restoreOpenCommand() *cobra.Command {
+	var opt restore.OpenOptions
+	cmd := &cobra.Command{Use: "open DIR", Short: "Start a restored cluster for its users", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		dir, err := filepath.Abs(args[0])
+		if err != nil {
+			return usage("%w", err)
+		}
+		o, err := restore.Open(c.Context(), dir, opt)
+		if err != nil {
+			return err
+		}
+		return e.print(o, func(out io.Writer) { fmt.Fprintf(out, "open: psql '%s'; log: %s\n", o.Connection, o.Log) })
+	}}
+	f := cmd.Flags()
+	f.StringVar(&opt.Binaries, "binaries", "", "PostgreSQL's programs, as /usr/lib/postgresql/{major}/bin")
+	f.StringVar(&opt.User, "user", "", "operating system user that runs it when Holdfast is root (postgres)")
+	f.StringVar(&opt.Listen, "listen", "", "listen_addresses (localhost)")
+	f.IntVar(&opt.Port, "port", 0, "port (the first free one from 5433)")
+	return cmd
+}
+
+func (e *env) restoreDiscardCommand() *cobra.Command {
+	return &cobra.Command{Use: "discard DIR", Short: "Remove what a restore made", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		dir, err := filepath.Abs(args[0])
+		if err != nil {
+			return usage("%w", err)
+		}
+		if err := restore.Discard(dir); err != nil {
+			return refused("", "%w", err)
+		}
+		fmt.Fprintln(e.out, "discarded", dir)
+		return nil
+	}}
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/incident"
+)
+
+// statusDoc is the answer of `status`: one screen.
+type statusDoc struct {
+	OK       bool            `json:"ok"`
+	Daemon   bool            `json:"daemon"` // whether a daemon answered
+	At       time.Time       `json:"at"`
+	Clusters []clusterStatus `json:"clusters"`
+	Zones    []zoneStatus    `json:"zones"`
+}
+
+type clusterStatus struct {
+	Name         string              `json:"name"`
+	Window       window              `json:"window"`
+	RPO          measure             `json:"rpo"`
+	RTO          measure             `json:"rto"`
+	LastSnapshot *snapshotRef        `json:"last_snapshot,omitempty"`
+	LastProof    *proofRef           `json:"last_proof,omitempty"`
+	Zones        []walZone           `json:"zones"`
+	Incidents    []incident.Incident `json:"incidents"`
+	Missed       []string            `json:"missed"` // objectives that do not hold, in words
+}
+
+// measure is an objective with its measurement, in seconds; absent is not known.
+type measure struct {
+	Objective *float64 `json:"objective,omitempty"`
+	Measured  *float64 `json:"measured,omitempty"`
+}
+
+type snapshotRef struct {
+	ID         string    `json:"id"`
+	FinishedAt time.Time `json:"finished_at"`
+	Suspect    bool      `json:"suspect"`
+}
+
+type proofRef struct {
+	Drill    string    `json:"drill"`
+	Snapshot string    `json:"snapshot"`
+	At       time.Time `json:"at"`
+	Level    string    `json:"level"`
+	Outcome  string    `json:"outcome"`
+}
+
+type zoneStatus struct {
+	Name   string `json:"name"`
+	State  string `json:"state"`
+	Behind int    `json:"behind_objects"`
+	Err    string `json:"error,omitempty"`
+}
+
+func seconds(d time.Duration) *float64 {
+	if d == 0 {
+		return nil
+	}
+	s := d.Seconds()
+	return &s
+}
+
+// statusOf reads what the repository shows; the daemon adds what it alone knows.
+func (w *world) statusOf(ctx context.Context, in clusterQuery) (statusDoc, error) {
+	doc := statusDoc{OK: true, At: w.now().UTC(), Clusters: []clusterStatus{}, Zones: []zoneStatus{}}
+	names, err := w.clusterNames(ctx, in.Cluster)
+	if err != nil {
+		return doc, err
+	}
+	for _, name := range names {
+		c, err := w.clusterStatus(ctx, name)
+		if err != nil {
+			return doc, err
+		}
+		doc.Clusters = append(doc.Clusters, c)
+	}
+	for _, z := range w.zones {
+		s := zoneStatus{Name: z.Name(), State: "up"}
+		check, cancel := context.WithTimeout(ctx, 10*time.Second)
+		if err := z.Check(check); err != nil {
+			s.State, s.Err, doc.OK = "down", err.Error(), false
+		}
+		cancel()
+		doc.Zones = append(doc.Zones, s)
+	}
+	return doc, nil
+}
+
+func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, error) {
+	c := clusterStatus{Name: name, Incidents: []incident.Incident{}, Missed: []string{}}
+	wal, err := w.walOf(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	c.Window, c.Zones = wal.Window, wal.Zones
+	snaps, err := w.catalog.Snapshots(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	if n := len(snaps.List); n > 0 {
+		s := snaps.List[n-1].Body
+		c.LastSnapshot = &snapshotRef{s.ID, s.FinishedAt.UTC(), s.Suspect}
+	}
+	proofs, err := w.catalog.Proofs(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	c.LastProof = newestProof(proofs.Bodies())
+	for _, conf := range w.cfg.Clusters {
+		if conf.Name == name {
+			c.RPO.Objective, c.RTO.Objective = seconds(conf.Objectives.RPO.Std()), seconds(conf.Objectives.RTO.Std())
+		}
+	}
+	return c, nil
+}
+
+func newestProof(list []catalog.Proof) *proofRef {
+	var best *proofRef
+	for _, p := range list {
+		if proves(p) && (best == nil || p.At.After(best.At)) {
+			best = &proofRef{p.Drill, p.Snapshot, p.At.UTC(), p.Level, p.Outcome}
+		}
+	}
+	return best
+}
+
+// statusNow is the daemon's status.
+func (n *node) statusNow(ctx context.Context, in clusterQuery) (statusDoc, error) {
+	doc, err := n.statusOf(ctx, in)
+	if err != nil {
+		return doc, err
+	}
+	doc.Daemon = true
+	for i, z := range n.vault.State() {
+		if i < len(doc.Zones) && doc.Zones[i].Name == z.Name {
+			doc.Zones[i].Behind = z.BehindObjects
+		}
+	}
+	open, err := n.incidents.List()
+	if err != nil {
+		return doc, err
+	}
+	for i := range doc.Clusters {
+		c := &doc.Clusters[i]
+		if rpo, known := n.rpo(c.Name); known {
+			s := rpo.Seconds()
+			c.RPO.Measured = &s
+		}
+		for _, inc := range open {
+			if inc.Open() && (inc.Cluster == c.Name || inc.Cluster == "") {
+				c.Incidents = append(c.Incidents, inc)
+			}
+		}
+		doc.OK = doc.OK && len(c.Incidents) == 0
+	}
+	return doc, nil
+}
+
+// judge says which objectives are missed.
+func (d *statusDoc) judge() {
+	for i := range d.Clusters {
+		c := &d.Clusters[i]
+		if o, m := c.RPO.Objective, c.RPO.Measured; o != nil && m != nil && *m > *o {
+			c.Missed = append(c.Missed, fmt.Sprintf("RPO: %.0f s would be lost now, the objective is %.0f s", *m, *o))
+		}
+		if c.LastSnapshot == nil {
+			c.Missed = append(c.Missed, "there is no snapshot")
+		}
+		d.OK = d.OK && len(c.Missed) == 0
+	}
+}
+
+func (d statusDoc) text(w io.Writer) {
+	for _, c := range d.Clusters {
+		fmt.Fprintf(w, "%s\n  restorable     %s to %s\n", c.Name, clock(c.Window.From), clock(c.Window.To))
+		fmt.Fprintf(w, "  RPO            %s (objective %s)\n", c.RPO.text(c.RPO.Measured), c.RPO.text(c.RPO.Objective))
+		fmt.Fprintf(w, "  RTO            objective %s\n", c.RTO.text(c.RTO.Objective))
+		if s := c.LastSnapshot; s != nil {
+			fmt.Fprintf(w, "  last snapshot  %s, %s\n", s.ID, ago(s.FinishedAt, d.At))
+		} else {
+			fmt.Fprintln(w, "  last snapshot  none")
+		}
+		if p := c.LastProof; p != nil {
+			fmt.Fprintf(w, "  last proof     %s, %s: %s at %s by drill %s\n", p.Snapshot, ago(p.At, d.At), p.Outcome, p.Level, p.Drill)
+		} else {
+			fmt.Fprintln(w, "  last proof     NOT VERIFIED: no drill has passed yet")
+		}
+		for _, m := range c.Missed {
+			fmt.Fprintln(w, "  MISSED        ", m)
+		}
+		for _, i := range c.Incidents {
+			fmt.Fprintf(w, "  INCIDENT       %s (%s): %s\n", i.Title, ago(i.OpenedAt, d.At), i.Detail)
+		}
+	}
+	for _, z := range d.Zones {
+		fmt.Fprintf(w, "zone %-12s %s, %d objects behind %s\n", z.Name, z.State, z.Behind, z.Err)
+	}
+	if !d.Daemon {
+		fmt.Fprintln(w, "no daemon answers on this node: RPO and incidents are not known")
+	}
+}
+
+func (measure) text(s *float64) string {
+	if s == nil {
+		return "not known"
+	}
+	return span(time.Duration(*s * float64(time.Second)))
+}
+
+func (e *env) statusCommand() *cobra.Command {
+	return &cobra.Command{Use: "status [CLUSTER]", Short: "One screen: window, RPO, RTO, zones, last proof, incidents", Args: cobra.MaximumNArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		in := clusterQuery{}
+		if len(args) > 0 {
+			in.Cluster = args[0]
+		}
+		doc, err := call(c.Context(), e, opStatus, in, (*world).statusOf)
+		if err != nil {
+			return err
+		}
+		doc.judge()
+		if err := e.print(doc, doc.text); err != nil {
+			return err
+		}
+		if !doc.OK {
+			return silent{exitNotHeld}
+		}
+		return nil
+	}}
+}
