@@ -123,15 +123,21 @@ func (r *rig) note(name, kind string, body any) {
 	r.put(name, text)
 }
 
-// segment archives a file of timeline 1.
+// segment archives a file of the first lineage.
 func (r *rig) segment(at lsn.LSN) catalog.Ref {
 	r.t.Helper()
+	return r.wal(1, "sys", at)
+}
+
+// wal archives a file of timeline 1.
+func (r *rig) wal(epoch int, system string, at lsn.LSN) catalog.Ref {
+	r.t.Helper()
 	mac := fmt.Sprintf("%032x", at)
-	name := catalog.WALName("main", 1, 1, lsn.SegmentName(1, at.Segment(int64(seg)), int64(seg)), mac)
+	name := catalog.WALName("main", epoch, 1, lsn.SegmentName(1, at.Segment(int64(seg)), int64(seg)), mac)
 	ref := r.put(name, []byte("wal at "+at.String()))
 	index := r.put(catalog.WALIndexName(name), []byte("index of "+at.String()))
-	r.note(catalog.WALNoteName("main", 1, 1, uint64(at), uint64(at+seg), mac[24:]), catalog.KindWAL, catalog.WAL{
-		Cluster: "main", Epoch: 1, Timeline: 1, SystemID: "sys", From: at, To: at + seg, Object: ref, Index: index,
+	r.note(catalog.WALNoteName("main", epoch, 1, uint64(at), uint64(at+seg), mac[24:]), catalog.KindWAL, catalog.WAL{
+		Cluster: "main", Epoch: epoch, Timeline: 1, SystemID: system, From: at, To: at + seg, Object: ref, Index: index,
 	})
 	return ref
 }
@@ -139,10 +145,10 @@ func (r *rig) segment(at lsn.LSN) catalog.Ref {
 // take commits a snapshot with its WAL, its pack and, for more, packs of others.
 func (r *rig) take(s catalog.Snapshot, more ...catalog.Ref) catalog.Ref {
 	r.t.Helper()
-	r.note(catalog.IntentName("main", s.ID), catalog.KindIntent, catalog.Intent{Cluster: "main", ID: s.ID, Epoch: 1, StartedAt: s.StartedAt})
+	r.note(catalog.IntentName("main", s.ID), catalog.KindIntent, catalog.Intent{Cluster: "main", ID: s.ID, Epoch: s.Epoch, StartedAt: s.StartedAt})
 	body := []byte("pack of " + s.ID)
 	pack := r.put(catalog.PackName("main", s.ID, 0, sha256.Sum256(body)), body)
-	s.WAL = []catalog.Ref{r.segment(first(s))}
+	s.WAL = []catalog.Ref{r.wal(s.Epoch, s.SystemID, first(s))}
 	s.Manifest = r.put(catalog.ManifestName("main", s.ID), []byte("manifest of "+s.ID))
 	list, err := catalog.EncodeObjects(slices.Concat([]catalog.Ref{pack, s.Manifest}, s.WAL, more))
 	noErr(r.t, err)
