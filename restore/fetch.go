@@ -324,12 +324,17 @@ func values(m map[uint32]string) []string {
 	return out
 }
 
-// syncTree fsyncs every file and directory below root.
+// syncTree fsyncs every file and directory below root, many at a time: most have
+// nothing to write, and the rest is written together.
 func syncTree(root string) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	var g errgroup.Group
+	g.SetLimit(16)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
 			return err
 		}
-		return durable.SyncDir(path) // opens and fsyncs, files as well
+		g.Go(func() error { return durable.SyncDir(path) }) // opens and fsyncs, files as well
+		return nil
 	})
+	return errors.Join(err, g.Wait())
 }

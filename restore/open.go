@@ -36,6 +36,10 @@ func writeAuto(dir string, p sandbox.Programs, more map[string]string) error {
 // Open starts a cluster that a restore left closed, for its users: its own
 // pg_hba.conf holds from here on.
 func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Opened{}, fmt.Errorf("opening: %w", err)
+	}
 	m, err := ReadMarker(dir)
 	if err != nil {
 		return Opened{}, fmt.Errorf("opening: %w", err)
@@ -62,7 +66,7 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 		more["unix_socket_directories"], o.Socket = "", "localhost"
 	}
 	if m.State == "quarantined" {
-		maps.Copy(more, quarantined(m.Cluster))
+		maps.Copy(more, quarantined(dir, m.Cluster))
 	}
 	if err := writeAuto(dir, programs, more); err != nil {
 		return Opened{}, err

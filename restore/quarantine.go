@@ -18,9 +18,9 @@ const (
 	quarantineIdent = "holdfast-quarantine.ident"
 )
 
-func quarantined(cluster string) map[string]string {
+func quarantined(dir, cluster string) map[string]string {
 	return map[string]string{
-		"hba_file": quarantineHBA, "ident_file": quarantineIdent, "listen_addresses": "",
+		"hba_file": filepath.Join(dir, quarantineHBA), "ident_file": filepath.Join(dir, quarantineIdent), "listen_addresses": "",
 		"unix_socket_permissions": "0700", "cluster_name": "quarantined " + cluster,
 	}
 }
@@ -61,7 +61,7 @@ func (room *Room) quarantine() (map[string]string, error) {
 			return nil, err
 		}
 	}
-	more := quarantined(room.Plan.Cluster)
-	more["unix_socket_directories"] = filepath.Clean(room.opt.To)
+	more := quarantined(room.opt.To, room.Plan.Cluster)
+	more["unix_socket_directories"] = room.opt.To
 	return more, nil
 }

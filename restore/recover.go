@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/sandbox"
 )
@@ -111,6 +113,9 @@ func (room *Room) settings() map[string]string {
 	if room.Plan.Timeline == room.Snapshot.Timeline {
 		s["recovery_target_timeline"] = "current"
 	}
+	if slices.ContainsFunc(room.Manifest.Header.Tablespaces, func(s catalog.Tablespace) bool { return s.InPlace }) {
+		s["allow_in_place_tablespaces"] = "on" // or consistency is refused (CheckTablespaceDirectory)
+	}
 	if p := room.Plan.Stop; p.Setting != "" {
 		s[p.Setting] = p.Value
 		s["recovery_target_inclusive"] = "off"
@@ -162,7 +167,7 @@ func (room *Room) await(ctx context.Context, srv *sandbox.Server, r *replay) err
 		var err error
 		now, paused := r.now, false
 		if conn == nil {
-			conn, err = srv.Conn(ctx, "postgres")
+			conn, err = connect(ctx, srv)
 		}
 		if err == nil {
 			if now, paused, err = replayed(ctx, conn); err != nil {
@@ -190,6 +195,18 @@ func (room *Room) await(ctx context.Context, srv *sandbox.Server, r *replay) err
 			return fmt.Errorf("replay has stood at %s for %s; the server's log ends:\n%s", r.now, room.opt.Stall, srv.LogTail())
 		}
 	}
+}
+
+// connect waits a moment for a server that may not accept connections yet.
+func connect(ctx context.Context, srv *sandbox.Server) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	soon, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer stop()
+	if err := srv.Ready(soon); err != nil {
+		return nil, err
+	}
+	return srv.Conn(ctx, "postgres")
 }
 
 // arrived says whether all has been replayed that the plan wants: the WAL that

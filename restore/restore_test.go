@@ -10,21 +10,57 @@ import (
 	"github.com/holdfast-dr/holdfast/snapshot"
 )
 
-// Every kind of target gives exactly the commits that it should (C-57 to C-60).
-func TestARestoreHoldsExactlyWhatWasCommittedByTheTarget(t *testing.T) {
-	pg := pgtest.Start(t, pgtest.WithSetting("track_commit_timestamp", "on"))
-	w := newWorld(t, pg)
-	oracle := pg.StartOracle(2 * time.Millisecond)
-	oracle.AwaitMore(20)
-	w.take(snapshot.SourceFiles)
-	oracle.AwaitMore(50)
-	mid := oracle.AwaitMore(1)
-	pg.Exec("SELECT pg_create_restore_point('before the release')")
-	oracle.AwaitMore(50)
-	acked := oracle.Stop()
-	w.flush()
-	at := must[lsn.LSN](t)(lsn.Parse(mid.LSN))
+// oracle is what the shared cluster's copies must hold.
+type oracle struct {
+	acked []pgtest.Commit
+	mid   pgtest.Commit
+}
 
+// The tests of one protected cluster, with one snapshot, share it.
+func TestARestore(t *testing.T) {
+	t.Setenv("TMPDIR", "/tmp") // sockets have short paths
+	pg := pgtest.Start(t, pgtest.WithSetting("track_commit_timestamp", "on"), pgtest.WithTablespace(),
+		pgtest.WithSetting("archive_mode", "on"), pgtest.WithSetting("archive_command", "touch ../archived"))
+	furnish(pg)
+	w := newWorld(t, pg)
+	writer := pg.StartOracle(2 * time.Millisecond)
+	writer.AwaitMore(20)
+	w.take(snapshot.SourceFiles)
+	writer.AwaitMore(50)
+	o := oracle{mid: writer.AwaitMore(1)}
+	pg.Exec("SELECT pg_create_restore_point('before the release')")
+	pg.Exec("SELECT pg_switch_wal()")
+	writer.AwaitMore(50)
+	o.acked = writer.Stop()
+	w.flush()
+	for name, test := range map[string]func(*testing.T, *world, oracle){
+		"holds exactly what was committed by the target":            testTargets,
+		"answers targets that cannot be reached with the nearest":   testUnreachableTargets,
+		"never promotes while zones are away, and fails in the end": testZonesStayAway,
+		"goes on when the zones come back":                          testZonesComeBack,
+		"survives a wal fetch that panics, is mis-flagged, killed":  testMisbehavingFetch,
+		"refuses a target that holds something, or a small disk":    testRefusedTargets,
+		"does not start without its backup_label":                   testPoisonedControl,
+		"that is killed cannot be started, and can be repeated":     testKilled,
+		"brings tablespaces, and opens for its users":               testOpening,
+		"from one zone, from a rotten one, from an empty one":       testZones,
+		"does not let deleted projects come back":                   testTombstones,
+		"of unknown tombstones is for superusers only":              testQuarantine,
+		"gives WAL by name, absent only when proven":                testFetchByName,
+		"serves the plan's files and no others":                     testServedFiles,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := *w
+			c.t = t
+			test(t, &c, o)
+		})
+	}
+}
+
+// Every kind of target gives exactly the commits that it should (C-57 to C-60).
+func testTargets(t *testing.T, w *world, o oracle) {
+	acked, mid := o.acked, o.mid
+	at := must[lsn.LSN](t)(lsn.Parse(mid.LSN))
 	for name, c := range map[string]struct {
 		target restore.Target
 		want   func(pgtest.Commit) bool

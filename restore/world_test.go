@@ -2,10 +2,14 @@ package restore_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +20,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/internal/postgres/sandbox"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
@@ -26,35 +31,45 @@ import (
 
 // The test binary is restore_command's program as well, and misbehaves as told.
 func TestMain(m *testing.M) {
+	if spec := os.Getenv("HOLDFAST_TEST_RESTORE"); spec != "" {
+		victim(spec)
+	}
 	if len(os.Args) > 6 && os.Args[1] == "wal" && os.Args[2] == "fetch" {
 		os.Exit(fetchMain(os.Args[4], os.Args[5], os.Args[6]))
 	}
 	os.Exit(m.Run())
 }
 
-// fetchMain does what a file named misbehave beside the socket says, once for
-// each line in it, and else what it should.
+// fetchMain does what the next line of a file named misbehave beside the socket
+// says, and without one what it should.
 func fetchMain(socket, name, dest string) int {
-	how := filepath.Join(filepath.Dir(socket), "misbehave")
-	if what, err := os.ReadFile(how); err == nil {
-		if os.Remove(how) == nil {
-			switch string(what) {
-			case "panic":
-				panic("told to")
-			case "flags":
-				return 2
-			case "kill":
-				self, _ := os.FindProcess(os.Getpid())
-				_ = self.Kill()
-				select {}
-			}
-		}
+	switch misbehaviour(filepath.Join(filepath.Dir(socket), "misbehave")) {
+	case "panic":
+		panic("told to")
+	case "flags":
+		return 2
+	case "kill":
+		self, _ := os.FindProcess(os.Getpid())
+		_ = self.Kill()
+		select {}
 	}
 	code, err := restore.FetchMain(socket, name, dest)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	return code
+}
+
+func misbehaviour(file string) string {
+	data, err := os.ReadFile(file)
+	if err != nil || os.Remove(file) != nil {
+		return ""
+	}
+	first, rest, _ := strings.Cut(string(data), "\n")
+	if rest != "" && os.WriteFile(file, []byte(rest), 0o600) != nil {
+		return ""
+	}
+	return first
 }
 
 // world is a cluster under protection in three directory zones.
@@ -73,8 +88,33 @@ type world struct {
 	keys     seal.DigestKeys
 	lineage  catalog.Lineage
 	archiver *snapshot.Archiver
+	writer   *snapshot.WALWriter
+	segSize  int64
 	stop     func()
 	program  string
+	vkey     string
+	bad      *badCopies
+	quiet    time.Duration // stall limit of restores
+	log      io.Writer
+	progress func(restore.Progress)
+}
+
+// badCopies hears of copies that were not what they should be.
+type badCopies struct {
+	mu   sync.Mutex
+	seen map[string]int // by zone
+}
+
+func (b *badCopies) add(zone, _ string, _ error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seen[zone]++
+}
+
+func (b *badCopies) of(zone string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen[zone]
 }
 
 func must[T any](t *testing.T) func(T, error) T {
@@ -91,24 +131,73 @@ func must[T any](t *testing.T) func(T, error) T {
 func newWorld(t *testing.T, pg *pgtest.Cluster) *world {
 	w := &world{t: t, pg: pg}
 	w.makeKeys()
-	for _, name := range []string{"a", "b", "c"} {
+	for _, name := range zoneNames {
 		dir := filepath.Join(t.TempDir(), name)
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		d := must[*dirzone.Driver](t)(dirzone.New(dir))
-		id := zone.Identity{Format: zone.Format, Repository: "test", Zone: name}
-		if err := zone.Initialise(t.Context(), d, id); err != nil {
+		if err := zone.Initialise(t.Context(), d, identity(name)); err != nil {
 			t.Fatal(err)
 		}
 		w.dirs = append(w.dirs, dir)
-		w.zones = append(w.zones, zone.Open(name, d, id, zone.Options{}))
 	}
-	w.vault = must[*vault.Vault](t)(vault.Open(vault.Config{Zones: w.zones, Quorum: 2, State: filepath.Join(t.TempDir(), "vault")}))
-	t.Cleanup(func() { w.vault.Close() })
+	w.open(filepath.Join(t.TempDir(), "vault"))
 	w.program = sharedProgram(t)
 	w.archive()
 	return w
+}
+
+var zoneNames = []string{"a", "b", "c"}
+
+func identity(name string) zone.Identity {
+	return zone.Identity{Format: zone.Format, Repository: "test", Zone: name}
+}
+
+// open opens the vault over the zones' directories; state "" for reading only.
+func (w *world) open(state string) {
+	w.zones, w.bad = nil, &badCopies{seen: map[string]int{}}
+	for i, name := range zoneNames {
+		d := must[*dirzone.Driver](w.t)(dirzone.New(w.dirs[i]))
+		w.zones = append(w.zones, zone.Open(name, d, identity(name), zone.Options{}))
+	}
+	w.vault = must[*vault.Vault](w.t)(vault.Open(vault.Config{Zones: w.zones, Quorum: 2, State: state, OnBad: w.bad.add}))
+	v := w.vault
+	w.t.Cleanup(func() { v.Close() })
+}
+
+// fork is the world with zones of its own, to be harmed.
+func (w *world) fork(t *testing.T) *world {
+	t.Helper()
+	c := *w
+	c.t, c.dirs = t, nil
+	root := t.TempDir()
+	for i, name := range zoneNames {
+		dir := filepath.Join(root, name)
+		if out, err := exec.Command("cp", "-a", w.dirs[i], dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		c.dirs = append(c.dirs, dir)
+	}
+	c.open(filepath.Join(root, "vault"))
+	return &c
+}
+
+// hide makes zones unreachable, as an unmounted disk is; show brings them back.
+func (w *world) hide(zones ...int) {
+	for _, i := range zones {
+		if err := os.Rename(w.dirs[i], w.dirs[i]+".gone"); err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+func (w *world) show(zones ...int) {
+	for _, i := range zones {
+		if err := os.Rename(w.dirs[i]+".gone", w.dirs[i]); err != nil {
+			w.t.Error(err)
+		}
+	}
 }
 
 // sharedProgram copies the test binary to where PostgreSQL's user may run it.
@@ -117,8 +206,13 @@ func sharedProgram(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	self := must[string](t)(os.Executable())
 	program := filepath.Join(dir, "holdfast")
-	if out, err := exec.Command("cp", self, program).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", self, program+".test").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
+	}
+	// The race detector holds every process back for a second at its end.
+	script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec %s.test \"$@\"\n", program)
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -135,6 +229,7 @@ func (w *world) makeKeys() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.vkey = vkey
 	if w.signer, _, err = seal.LoadSigner(skey); err != nil {
 		w.t.Fatal(err)
 	}
@@ -156,17 +251,24 @@ func (w *world) archive() {
 		Lineage: w.lineage, Store: w.vault.Writer(), Trust: w.trust, Signer: w.signer, Keys: w.keys,
 		Data: w.to, Index: w.indexTo, Spool: filepath.Join(t.TempDir(), "spool"), Now: time.Now,
 	}))
-	w.archiver = snapshot.NewArchiver(snapshot.ArchiveConfig{DSN: w.pg.DSN("postgres"), Slot: "holdfast_cms", SegSize: facts.SegSize, MaxLag: 200 * time.Millisecond}, writer)
+	w.segSize = facts.SegSize
+	w.writer = writer
+	w.stream()
+}
+
+// stream archives what the server writes.
+func (w *world) stream() {
+	t := w.t
+	w.archiver = snapshot.NewArchiver(snapshot.ArchiveConfig{DSN: w.pg.DSN("postgres"), Slot: "holdfast_cms", SegSize: w.segSize, MaxLag: 200 * time.Millisecond}, w.writer)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.archiver.Run(ctx) }()
-	w.stop = func() {
+	w.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		done <- nil
-	}
+	})
 	t.Cleanup(w.stop)
 }
 
@@ -210,7 +312,11 @@ func (w *world) target() string {
 }
 
 func (w *world) options(to string) restore.Options {
-	return restore.Options{To: to, Program: w.program, Log: testLog{w.t}}
+	o := restore.Options{To: to, Program: w.program, Log: testLog{w.t}, Stall: w.quiet, Progress: w.progress}
+	if w.log != nil {
+		o.Log = w.log
+	}
+	return o
 }
 
 // prepare restores and gives the room, which is discarded with the test.
@@ -223,6 +329,100 @@ func (w *world) prepare(p restore.Plan) *restore.Room {
 		}
 	})
 	return room
+}
+
+// gather plans, or says why not.
+func (w *world) gather(target restore.Target) (restore.Plan, error) {
+	in, err := restore.Gather(w.t.Context(), w.repo(), "cms", target, time.Now())
+	if err != nil {
+		return restore.Plan{}, err
+	}
+	return restore.MakePlan(in)
+}
+
+// watched is a log that a test reads and reacts to.
+type watched struct {
+	mu   sync.Mutex
+	text strings.Builder
+	on   map[string]func() // once, when the text appears
+}
+
+func (l *watched) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(p)
+	for what, do := range l.on {
+		if strings.Contains(l.text.String(), what) {
+			delete(l.on, what)
+			do()
+		}
+	}
+	return len(p), nil
+}
+
+func (l *watched) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// cannotStart fails the test if PostgreSQL starts over dir.
+func (w *world) cannotStart(dir string) {
+	w.t.Helper()
+	p := must[sandbox.Programs](w.t)(sandbox.FindPrograms(w.pg.Major, ""))
+	log := filepath.Join(dir, "start.log")
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	if err := p.StartDaemon(ctx, dir, log); err == nil {
+		w.t.Errorf("PostgreSQL started over %s", dir)
+		if err := p.StopDaemon(ctx, dir); err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// victim is a restore in a process of its own, to be killed.
+func victim(spec string) {
+	var v struct {
+		Dirs                                  []string
+		VKey, Data, Index, Program, To, Phase string
+		Plan                                  restore.Plan
+	}
+	fail := func(err error) {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(3)
+	}
+	if err := json.Unmarshal([]byte(spec), &v); err != nil {
+		fail(err)
+	}
+	w := &world{dirs: v.Dirs, program: v.Program}
+	trust, err := seal.NewTrust([]seal.TrustedSigner{{VKey: v.VKey, Clusters: []string{"*"}, May: []string{"snapshot", "wal", "tombstone", "ledger"}}})
+	if err != nil {
+		fail(err)
+	}
+	w.trust = trust
+	for i, name := range zoneNames {
+		d, err := dirzone.New(v.Dirs[i])
+		if err != nil {
+			fail(err)
+		}
+		w.zones = append(w.zones, zone.Open(name, d, identity(name), zone.Options{}))
+	}
+	if w.vault, err = vault.Open(vault.Config{Zones: w.zones, Quorum: 2}); err != nil {
+		fail(err)
+	}
+	if w.data, err = age.ParseX25519Identity(v.Data); err != nil {
+		fail(err)
+	}
+	w.index = w.data
+	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Progress: func(p restore.Progress) {
+		if p.Phase == v.Phase && (p.Phase != "fetch" || p.Done > 0) {
+			self, _ := os.FindProcess(os.Getpid())
+			_ = self.Kill()
+			select {}
+		}
+	}})
+	fail(fmt.Errorf("the restore was not killed in %s: %w", v.Phase, err))
 }
 
 type testLog struct{ t *testing.T }
