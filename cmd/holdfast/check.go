@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/holdfast-dr/holdfast/configs"
 )
@@ -98,5 +100,48 @@ func (e *env) checkCommand() *cobra.Command {
 // a data identity that init has just made here and told to move away.
 func (e *env) examine(ctx context.Context, cfg *configs.Config, only, pending string) report {
 	list := []finding{good("configuration", "%s: %s", cfg.Path, summarise(cfg))}
+	list = append(list, checkSecrets(cfg)...)
+	list = append(list, checkIdentity(cfg, pending)...)
+	list = append(list, checkState(cfg)...)
+	if pending == "" { // init: nobody has started it yet
+		list = append(list, checkDaemon(ctx, cfg)...)
+	}
+	w, err := openWorld(ctx, cfg, zap.NewNop(), false) // what it would log is found below
+	if err != nil {
+		list = append(list, bad("repository", remedyOf(err, "see the line above"), "%v", err))
+		w = nil
+	} else {
+		defer w.close()
+		list = append(list, checkRepository(ctx, w)...)
+	}
+	for _, c := range cfg.Clusters {
+		if c.Connection == "" || only != "" && c.Name != only {
+			continue
+		}
+		dsn, err := dsnOf(c)
+		if err != nil {
+			continue // told as a secret that cannot be read
+		}
+		list = append(list, judgeServer(c, cfg.Node.Name, askServer(ctx, w, c, dsn))...)
+	}
+	if w != nil {
+		list = append(list, checkEnvironments(ctx, w, w.retainedIn(ctx))...)
+	}
 	return newReport(list)
+}
+
+// checkRepository looks at the zones and at what signs and opens.
+func checkRepository(ctx context.Context, w *world) []finding {
+	list := checkZones(ctx, w)
+	list = append(list, checkDigestKeys(ctx, w)...)
+	return append(list, checkSigner(w)...)
+}
+
+// remedyOf is what an error says to do, or otherwise.
+func remedyOf(err error, otherwise string) string {
+	var f *fault
+	if errors.As(err, &f) && f.remedy != "" {
+		return f.remedy
+	}
+	return otherwise
 }

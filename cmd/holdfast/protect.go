@@ -76,13 +76,9 @@ func (m marks) covers(below string) bool {
 
 // protect makes the protector of a configured cluster; it does nothing before Run.
 func (n *node) protect(c configs.Cluster) (*protected, error) {
-	dsn := c.Connection
-	if c.Password != nil {
-		pw, err := c.Password.Load()
-		if err != nil {
-			return nil, usage("clusters[%s].password: %w", c.Name, err)
-		}
-		dsn += " password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(string(pw)) + "'"
+	dsn, err := dsnOf(c)
+	if err != nil {
+		return nil, err
 	}
 	p := &protected{n: n, cfg: c, dsn: dsn, changed: make(chan struct{}), err: errors.New("archiving has not begun yet")}
 	n.mu.Lock()

@@ -269,7 +269,9 @@ func judgeProbe(c configs.Zone, r zone.ProbeResult) []finding {
 		add("bypass", !r.BypassPossible, warn("", "take s3:BypassGovernanceRetention from these credentials", "these credentials removed a locked version"), "these credentials cannot remove a locked version")
 	}
 	for _, what := range r.NotAssessed {
-		out = append(out, warn("not assessed", "", "%s", what))
+		if c.ObjectLock != "none" {
+			out = append(out, warn("not assessed", "", "%s", what))
+		}
 	}
 	return out
 }

@@ -191,7 +191,12 @@ func (w *world) scrubRefs(ctx context.Context) (refs []catalog.Ref, faults []str
 			}
 		}
 	}
-	notes := []string{catalog.TombstonesDir, catalog.CertificateDir, catalog.ProofsDir}
+	notes := func(prefix string, skip func(string) bool) error {
+		found, bad, err := w.noteRefs(ctx, prefix, skip)
+		faults = append(faults, bad...)
+		add(found...)
+		return err
+	}
 	for _, c := range clusters {
 		m, err := w.marksOf(ctx, c)
 		if err != nil {
@@ -203,19 +208,17 @@ func (w *world) scrubRefs(ctx context.Context) (refs []catalog.Ref, faults []str
 		}
 		faults = append(faults, bad...)
 		add(found...)
-		notes = append(notes, catalog.LineagesDir(c), catalog.SnapshotsDir(c), catalog.WALRoot(c))
-		for _, prefix := range notes {
-			found, bad, err := w.noteRefs(ctx, prefix, func(name string) bool {
-				below, ok := strings.CutPrefix(name, catalog.ClusterDir(c))
-				return ok && m.covers(below)
-			})
-			if err != nil {
+		marked := func(name string) bool { return m.covers(strings.TrimPrefix(name, catalog.ClusterDir(c))) }
+		for _, prefix := range []string{catalog.LineagesDir(c), catalog.SnapshotsDir(c), catalog.WALRoot(c)} {
+			if err := notes(prefix, marked); err != nil {
 				return nil, nil, err
 			}
-			faults = append(faults, bad...)
-			add(found...)
 		}
-		notes = nil
+	}
+	for _, prefix := range []string{catalog.TombstonesDir, catalog.CertificateDir, catalog.ProofsDir} {
+		if err := notes(prefix, func(string) bool { return false }); err != nil {
+			return nil, nil, err
+		}
 	}
 	return refs, faults, nil
 }
