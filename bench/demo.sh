@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole story on real parts: a PostgreSQL under writes, three zones, the
 # daemon, a zone lost and back, a table dropped and restored to the second
-## before, a project deleted for good, a drill, and its record verified by a
+# before, a project deleted for good, a drill, and its record verified by a
 # stranger. Leaves nothing behind, unless --keep.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -69,7 +69,7 @@ sql -U postgres -c "CREATE TABLE public.beat (id bigserial PRIMARY KEY, at times
 sql -U postgres -F ' ' -c "SELECT count(*) || ' projects, ' || (SELECT count(*) FROM cms.record) || ' records, ' || pg_size_pretty(pg_database_size('cms')) FROM cms.project"
 
 say "keys: the database host can seal and sign, and cannot open what it sealed"
-data=$(run keys new data --out "$work/keys/data" --x25519)
+data=$(run keys new data --out "$work/drill/data.key" --x25519)
 run keys new index --out "$work/keys/index" --x25519 >/dev/null
 db_key=$(run keys new signing --name db1 --out "$work/keys/db1")
 drill_key=$(run keys new signing --name drill1 --out "$work/keys/drill1")
@@ -114,13 +114,13 @@ clusters:
   - name: cms
     objectives: {rpo: 30s, rto: 5m}
 environments:
-  - {name: standby, directory: $work/drill/rooms, binaries: "$bin", identity: {file: $work/keys/data}}
+  - {name: standby, directory: $work/drill/rooms, binaries: "$bin", identity: {file: $work/drill/data.key}}
 drills:
   - name: weekly
     cluster: cms
     environment: standby
     schedule: "0 4 * * 1"
-    select: latest
+    select: oldest
     checks:
       - {name: records, database: cms, sql: "SELECT count(*) > 0 FROM cms.record", expect: "t"}
       - {name: beats, database: cms, sql: "SELECT max(at) > now() - interval '1 hour' FROM beat", expect: "t"}
@@ -136,8 +136,8 @@ for _ in $(seq 100); do [ -S "$work/db/holdfast.sock" ] && break; read -rt 0.1 <
 run snapshot take cms
 
 say "a project is deleted: live at once, every restore from now on, and later every copy"
-#run project list cms | head -4
-#run project delete cms 7 --in-live --yes
+run project list cms | sed -n 1,4p
+run project delete cms 7 --in-live --yes
 
 say "a zone is lost: nothing stops"
 mv "$work/zones/b" "$work/zones/b.lost"; mkdir "$work/zones/b"
@@ -149,7 +149,7 @@ for _ in $(seq 300); do
   [ "$(holdfast status --output json 2>/dev/null | grep -c '"behind_objects": 0')" = 3 ] && break
   read -rt 0.2 <> <(:) || true
 done
-#run zone list
+run zone list
 
 say "somebody drops a table"
 before=$(sql -U postgres -c "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
@@ -160,8 +160,8 @@ echo "cms.record had $records rows at $before"
 read -rt 2.5 <> <(:) || true
 say "restored to just before, from another machine's point of view: the zones and a key"
 export HOLDFAST_CONFIG="$work/drill.yaml"
-run restore plan cms --time "$before" --identity "$work/keys/data"
-run restore run cms --time "$before" --identity "$work/keys/data" --binaries "$bin" --to "$work/restores/before" --start
+run restore plan cms --time "$before" --identity "$work/drill/data.key"
+run restore run cms --time "$before" --identity "$work/drill/data.key" --binaries "$bin" --to "$work/restores/before" --start
 port=$(grep -oE '^port = .[0-9]+' "$work/restores/before/postgresql.auto.conf" | grep -oE '[0-9]+' | tail -1)
 found=$(as psql -XqAt -h "$work/restores/before" -p "$port" -U postgres -d cms -c "SELECT count(*) FROM cms.record")
 gone=$(as psql -XqAt -h "$work/restores/before" -p "$port" -U postgres -d cms -c "SELECT count(*) FROM cms.project WHERE id = 7")
@@ -169,13 +169,13 @@ echo "the restored copy has $found records, and $gone projects with id 7"
 [ "$found" = "$records" ] && [ "$gone" = 0 ]
 as pg_ctl -D "$work/restores/before" -m immediate -s stop
 
-say "a drill: restore the latest into a closed room, and ask it everything"
+say "a drill: restore the oldest, in which the deleted project still is, into a closed room, and ask it everything"
 run drill run weekly
 
 say "a stranger verifies the log, with nothing but a copy of one zone and the public keys"
 run ledger verify --directory "$work/zones/c" --key "$db_key" --key "$drill_key"
 pack=$(ls "$work"/zones/c/clusters/cms/snapshots/*/packs/*.age | head -1)
-echo "and the ordinary programs open a pack: $(age -d -i "$work/keys/data" "$pack" | zstd -dq | wc -c) bytes"
+echo "and the ordinary programs open a pack: $(age -d -i "$work/drill/data.key" "$pack" | zstd -dq | wc -c) bytes"
 export HOLDFAST_CONFIG="$work/db.yaml"
 say "how everything stands now"
 run status || true

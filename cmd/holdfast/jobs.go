@@ -25,6 +25,7 @@ type order struct {
 	Cluster string `json:"cluster,omitempty"`
 	Drill   string `json:"drill,omitempty"`
 	Human   bool   `json:"human,omitempty"`
+	Force   bool   `json:"force,omitempty"`
 }
 
 // handlers carry out jobs, by kind.

@@ -2,17 +2,239 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/internal/incident"
 	"github.com/holdfast-dr/holdfast/internal/server"
+	"github.com/holdfast-dr/holdfast/retention"
 	"github.com/holdfast-dr/holdfast/scheduler"
 )
 
-func (n *node) serveKeeping(*server.Server) {}
+var (
+	opRetentionPlan  = server.Op[retentionIn, retention.Plan]{ID: "retention-plan", Method: http.MethodGet, Path: "/v1/clusters/{cluster}/retention/plan", Summary: "What stays and what goes, with reasons"}
+	opRetentionApply = server.Op[retentionIn, jobRef]{ID: "retention-apply", Method: http.MethodPost, Path: "/v1/clusters/{cluster}/retention", Summary: "Mark what goes, and remove what was marked before the grace"}
+)
 
-func (n *node) doRetention(context.Context, scheduler.Job, order, func(any)) (any, error) { return nil, nil }
-func (n *node) doPurge(context.Context, scheduler.Job, order, func(any)) (any, error)     { return nil, nil }
-func (e *env) retentionCommand() *cobra.Command                                          { return &cobra.Command{Use: "retention"} }
-func (e *env) projectCommand() *cobra.Command                                            { return &cobra.Command{Use: "project"} }
-func (e *env) purgeCommand() *cobra.Command                                              { return &cobra.Command{Use: "purge"} }
+type retentionIn struct {
+	Cluster string `path:"cluster"`
+	Force   bool   `query:"force" doc:"Also where the plan removes more than its share."`
+}
+
+// applied is what one run of retention did.
+type applied struct {
+	Plan   retention.Plan    `json:"plan"`
+	Mark   string            `json:"mark,omitempty"` // "" where nothing goes
+	Swept  []retention.Swept `json:"swept"`
+	Marked []string          `json:"marked"` // snapshots
+}
+
+// keepLedger gives retention the node's ledger.
+type keepLedger struct{ n *node }
+
+func (l keepLedger) Append(ctx context.Context, typ string, subject map[string]string, body any) (int64, error) {
+	return l.n.append(ctx, typ, subject, body)
+}
+
+func (l keepLedger) AppendAnchored(ctx context.Context, typ string, subject map[string]string, body any) (int64, error) {
+	return l.n.appendAnchored(ctx, typ, subject, body)
+}
+
+// policyOf converts a configured policy.
+func policyOf(r configs.Retention) retention.Policy {
+	return retention.Policy{
+		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly,
+		KeepAtLeast: r.KeepAtLeast.Std(), KeepAtMost: r.KeepAtMost.Std(), RemovalGrace: r.RemovalGrace.Std(),
+		Lead: min(10*time.Minute, r.KeepAtMost.Std()/20),
+	}
+}
+
+// keeper plans for a cluster; only a node can act with it.
+func (w *world) keeper(cluster string) (*retention.Keeper, error) {
+	c, err := w.cluster(cluster)
+	if err != nil {
+		return nil, err
+	}
+	k := &retention.Keeper{
+		Cluster: cluster, Policy: policyOf(c.Retention), Catalog: w.catalog, Store: w.vault.Writer(), Remover: w.vault.Remover(),
+		Signer: w.signer, Index: w.index, State: w.state("retention-" + cluster + ".json"), Now: w.now,
+	}
+	if w.holder != nil {
+		k.Ledger = keepLedger{w.holder.node}
+	}
+	return k, nil
+}
+
+func (w *world) retentionPlan(ctx context.Context, in retentionIn) (retention.Plan, error) {
+	k, err := w.keeper(in.Cluster)
+	if err != nil {
+		return retention.Plan{}, err
+	}
+	return k.Plan(ctx, in.Force)
+}
+
+// doRetention carries the policy out: both acts, each idempotent.
+func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func(any)) (any, error) {
+	n.keeping.Lock()
+	defer n.keeping.Unlock()
+	k, err := n.keeper(o.Cluster)
+	if err != nil {
+		return nil, scheduler.Cancel(err)
+	}
+	out := applied{Swept: []retention.Swept{}, Marked: []string{}}
+	if out.Plan, err = k.Plan(ctx, o.Force); err != nil {
+		return nil, err
+	}
+	n.tellPlan(ctx, out.Plan)
+	if err := out.Plan.Err(); err != nil {
+		if o.Human {
+			return nil, refused("look at `holdfast retention plan "+o.Cluster+"`; --force carries out a plan that only removes more than its share", "%w", err)
+		}
+		return out, nil
+	}
+	mark, err := k.Apply(ctx, out.Plan)
+	if err != nil {
+		return nil, err
+	}
+	if mark.ID != "" {
+		out.Mark, out.Marked = mark.ID, mark.Snapshots
+	}
+	if out.Swept, err = k.Sweep(ctx); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// tellPlan opens and closes the incidents that a plan gives rise to, and has a
+// snapshot taken where that lets an over-retained one go.
+func (n *node) tellPlan(ctx context.Context, p retention.Plan) {
+	key := "retention-refused/" + p.Cluster
+	if len(p.Refused) > 0 {
+		n.raise(ctx, incident.Incident{
+			Key: key, Cluster: p.Cluster, Severity: "warning", Title: "retention of " + p.Cluster + " is refused",
+			Detail: strings.Join(p.Refused, "; "), Remedy: "look at `holdfast retention plan " + p.Cluster + "`",
+		})
+	} else {
+		n.settle(ctx, key, "a plan could be carried out")
+	}
+	key = "over-retained/" + p.Cluster
+	if len(p.OverRetained) == 0 {
+		n.settle(ctx, key, "nothing is kept beyond its ceiling")
+		return
+	}
+	first := p.OverRetained[0]
+	n.raise(ctx, incident.Incident{
+		Key: key, Cluster: p.Cluster, Severity: "warning", Title: fmt.Sprintf("%d snapshots of %s stay beyond their ceiling", len(p.OverRetained), p.Cluster),
+		Detail: fmt.Sprintf("%s since %s: %s", first.ID, clock(first.Since), strings.Join(first.Because, "; ")),
+		Remedy: "it needs: " + strings.Join(first.Needs, ", "),
+	})
+	for _, need := range first.Needs {
+		if need == "snapshot" {
+			_ = n.enqueueSnapshot(ctx, p.Cluster, "over-retained-"+first.ID) // the next run asks again
+		}
+	}
+}
+
+func (n *node) serveKeeping(s *server.Server) {
+	server.Serve(s, opRetentionPlan, n.retentionPlan)
+	server.Serve(s, opRetentionApply, func(ctx context.Context, in retentionIn) (jobRef, error) {
+		if _, err := n.cluster(in.Cluster); err != nil {
+			return jobRef{}, err
+		}
+		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force}, nil))
+	})
+	n.serveProjects(s)
+}
+
+func (e *env) retentionCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "retention", Short: "Say what stays and what goes, and carry it out"}
+	plan := &cobra.Command{Use: "plan CLUSTER", Short: "What stays and what goes, each with its reasons; changes nothing", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		p, err := call(c.Context(), e, opRetentionPlan, retentionIn{Cluster: args[0]}, (*world).retentionPlan)
+		if err != nil {
+			return err
+		}
+		return e.print(p, func(out io.Writer) { retentionText(out, p) })
+	}}
+	var force bool
+	apply := &cobra.Command{Use: "apply CLUSTER", Short: "Mark what goes, and remove what was marked before the grace", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		return e.applyRetention(c.Context(), args[0], force)
+	}}
+	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
+	cmd.AddCommand(plan, apply)
+	return cmd
+}
+
+func (e *env) applyRetention(ctx context.Context, cluster string, force bool) error {
+	in := retentionIn{Cluster: cluster, Force: force}
+	out, err := act(ctx, e, opRetentionApply, in, jobRetention, cluster, order{Cluster: cluster, Human: true, Force: force}, "retention of "+cluster)
+	if err != nil {
+		return err
+	}
+	var doc applied
+	if err := json.Unmarshal(out, &doc); err != nil {
+		return fmt.Errorf("reading what retention did: %w", err)
+	}
+	if len(doc.Plan.Refused) > 0 {
+		return refused("look at `holdfast retention plan "+cluster+"`", "%w: %s", retention.ErrRefused, strings.Join(doc.Plan.Refused, "; "))
+	}
+	return e.print(doc, func(out io.Writer) {
+		if doc.Mark == "" {
+			fmt.Fprintln(out, "nothing new goes")
+		} else {
+			fmt.Fprintf(out, "marked under %s: %d snapshots %s\n", doc.Mark, len(doc.Marked), strings.Join(doc.Marked, " "))
+		}
+		for _, s := range doc.Swept {
+			state := "done: no zone shows a version of it"
+			if !s.Done {
+				state = "not done yet"
+			}
+			fmt.Fprintf(out, "mark %s: %d objects removed, %s\n", s.Mark, s.Removed, state)
+			for z, why := range s.Owed {
+				fmt.Fprintf(out, "  zone %s is owed it: %s\n", z, why)
+			}
+		}
+	})
+}
+
+func retentionText(out io.Writer, p retention.Plan) {
+	fmt.Fprintf(out, "plan %s for %s at %s\n", p.Hash, p.Cluster, clock(p.Now))
+	for _, d := range append(append([]retention.Decision{}, p.Snapshots...), p.Garbage...) {
+		fmt.Fprintf(out, "  %-5s %s  %s  %s\n", verb(d.Keep), d.ID, clock(d.At), strings.Join(d.Reasons, "; "))
+	}
+	for _, w := range p.WAL {
+		fmt.Fprintf(out, "  %-5s WAL %s to %s (lineage %d, timeline %d, %d files)  %s\n", verb(w.Keep), w.From, w.To, w.Epoch, w.Timeline, w.Files, strings.Join(w.Reasons, "; "))
+	}
+	fmt.Fprintf(out, "window from %s on\n", clock(p.Window.From))
+	for _, o := range p.OverRetained {
+		fmt.Fprintf(out, "OVER-RETAINED %s since %s: %s; needs %s\n", o.ID, clock(o.Since), strings.Join(o.Because, "; "), strings.Join(o.Needs, ", "))
+	}
+	for _, r := range p.Refused {
+		fmt.Fprintln(out, "REFUSED", r)
+	}
+}
+
+func verb(keep bool) string {
+	if keep {
+		return "keep"
+	}
+	return "GO"
+}
+
+// keepFault gives retention's and purge's ends their exit codes.
+func keepFault(err error) error {
+	switch {
+	case errors.Is(err, retention.ErrConfirm):
+		return &fault{exit: exitRefused, err: err, remedy: "type the project's id or name, or give --yes"}
+	case errors.Is(err, retention.ErrRefused):
+		return &fault{exit: exitRefused, err: err}
+	}
+	return err
+}

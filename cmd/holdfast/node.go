@@ -38,6 +38,7 @@ type node struct {
 	keys      seal.DigestKeys   // of the newest epoch; zero on a node without index identity
 	runner    *scheduler.Runner // nil without a daemon
 
+	keeping  sync.Mutex // retention and purges act one at a time
 	mu       sync.Mutex
 	clusters map[string]*protected // by name; those with a connection
 }
