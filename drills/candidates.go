@@ -104,7 +104,8 @@ func (r *run) spans(ctx context.Context, snaps []catalog.Snapshot) ([]Span, erro
 		}
 		out = append(out, reach{s.Epoch, in.Moment.End.LSN, Span{s.FinishedAt.UTC(), in.Moment.End.Time.UTC()}})
 	}
-	return merge(out), nil
+	all := merge(out)
+	return all[max(len(all)-maxCandidates, 0):], nil
 }
 
 // merge joins spans that touch, so that no moment counts twice.

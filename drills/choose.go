@@ -136,7 +136,7 @@ func below(number *big.Int, n int64) int64 {
 }
 
 // maxCandidates fit into an entry.
-const maxCandidates = 500
+const maxCandidates = 300
 
 // sample keeps as many candidates as an entry holds: the oldest, the newest, the
 // stalest, and of the rest those with the smallest hash under the seed.

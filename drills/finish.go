@@ -13,23 +13,28 @@ import (
 
 // standing lists what no drill of this version looks at.
 func (r *run) standing() {
-	for _, n := range []ledger.NotAssessed{
-		{What: "L9 to L11: an application's probe, writes and a project's round trip", Why: "not run by this version"},
-		{What: "the free space of pages and files, where a deleted project's bytes may remain", Why: "deleted rows are looked for by query"},
-		{What: "object locks and legal holds", Why: "not read back: a drill's reader sees objects, not their retention"},
-		{What: "indexes other than b-tree, and values compared with live", Why: "pg_amcheck does not check them, and a drill reaches no live server"},
-		{What: "the independence of the choice", Why: "self-attested: no witness has cosigned the entry that it follows from"},
-		{What: "the clock", Why: "this machine's own"},
-	} {
-		r.rec.NotAssessed = append(r.rec.NotAssessed, n)
+	r.rec.NotAssessed = append(
+		r.rec.NotAssessed, []ledger.NotAssessed{
+			{What: "L9 to L11: an application's probe, writes and a project's round trip", Why: "not run by this version"},
+			{What: "the free space of pages and files, where a deleted project's bytes may remain", Why: "deleted rows are looked for by query"},
+			{What: "object locks and legal holds", Why: "not read back: a drill's reader sees objects, not their retention"},
+			{What: "indexes other than b-tree, and values compared with live", Why: "pg_amcheck does not check them, and a drill reaches no live server"},
+			{What: "the independence of the choice", Why: "self-attested: no witness has cosigned the entry that it follows from"},
+			{What: "the clock", Why: "this machine's own"},
+		}...)
+	asked := map[string]bool{}
+	for _, c := range r.rec.Checks {
+		asked[c.ID] = true
 	}
 	for _, l := range levels {
-		if rung(l) > rung(r.def.Level) {
+		switch {
+		case rung(l) > rung(r.def.Level):
 			r.skip(l, "above the drill's level "+r.def.Level)
+		case l == "L8" && len(r.def.Checks) == 0:
+			r.skip(l, "the drill has no checks")
+		case !asked[l]:
+			r.skip(l, "the drill ended before it")
 		}
-	}
-	if len(r.def.Checks) == 0 && r.def.Level == "L8" {
-		r.skip("L8", "the drill has no checks")
 	}
 	if r.def.Zone == "" {
 		r.skip("each zone by itself", "the drill reads from all zones; give it a zone to prove one")

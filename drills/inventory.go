@@ -59,7 +59,7 @@ func (r *run) inventory(ctx context.Context) (string, string, error) {
 			}
 		}
 	}
-	for _, u := range c.unknown {
+	for _, u := range c.unknown[:min(len(c.unknown), 8)] {
 		r.skip("part of the inventory", u)
 	}
 	return r.judge(c)

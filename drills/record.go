@@ -69,7 +69,7 @@ type Selection struct {
 	DueIndex   int64  `json:"due_index"`
 	Anchored   bool   `json:"anchored_before_start"` // a quorum of zones held the candidates
 	Choice     string `json:"choice"`                // self-attested
-	Attempt    int    `json:"attempt,omitempty"`     // set when an earlier run of the slot was cut off
+	Again      bool   `json:"again,omitempty"`       // an earlier run of the slot was cut off
 }
 
 // Source is what was restored.
@@ -194,7 +194,7 @@ type Entry struct {
 const (
 	maxWords  = 600
 	maxCopies = 50
-	maxRecord = 52 << 10
+	maxRecord = 48 << 10
 )
 
 func words(format string, args ...any) string { return cut(fmt.Sprintf(format, args...), maxWords) }

@@ -70,16 +70,16 @@ func (r *run) onDisk(ctx context.Context) (string, string, error) {
 		return "", "", err
 	}
 	var out strings.Builder
-	id, how := "", "pg_controldata"
-	if err := p.Run(ctx, &out, how, "-D", r.scratch.data()); err == nil {
+	var id string
+	how := "pg_controldata"
+	if p.Run(ctx, &out, how, "-D", r.scratch.data()) == nil {
 		id = field(out.String(), "Database system identifier:")
 	} else {
-		how = "pg_control"
 		c, _, err := control.ReadFile(filepath.Join(r.scratch.data(), "global", "pg_control"))
 		if err != nil {
-			return failed, err.Error(), nil
+			return "", "", fmt.Errorf("%w: %w", restore.ErrIncomplete, err)
 		}
-		id = fmt.Sprint(c.SystemID)
+		how, id = "pg_control", fmt.Sprint(c.SystemID)
 	}
 	if id != r.snap.SystemID {
 		return failed, fmt.Sprintf("%s says system %s", how, id), nil
@@ -222,13 +222,10 @@ func (r *run) questions(ctx context.Context) (string, string, error) {
 	for _, q := range r.def.Checks {
 		verdict := r.check(ctx, "L8:"+q.Name, q.Expect, func(ctx context.Context) (string, string, error) {
 			got, err := r.ask(ctx, q)
-			if ctx.Err() != nil {
-				return "", "", ctx.Err()
+			if err != nil {
+				return "", "", fmt.Errorf("%w: %w", errAnswer, err)
 			}
-			switch {
-			case err != nil:
-				return failed, err.Error(), nil
-			case got != q.Expect:
+			if got != q.Expect {
 				return failed, got, nil
 			}
 			return passed, got, nil
@@ -266,7 +263,7 @@ func (r *run) ask(ctx context.Context, q Question) (string, error) {
 		}
 	}
 	if len(rows) != 1 || len(rows[0].Rows) != 1 || len(rows[0].Rows[0]) != 1 {
-		return "", fmt.Errorf("the query must answer one row of one column")
+		return "", errors.New("the query must answer one row of one column")
 	}
 	if rows[0].Rows[0][0] == nil {
 		return "NULL", nil

@@ -68,7 +68,7 @@ func begin(ctx context.Context, deps Deps, def Definition, slot Slot) (*run, *Re
 	if told.due == nil {
 		return r, nil, r.announce(ctx)
 	}
-	r.rec.Selection = &Selection{DueIndex: told.due.Index, Attempt: 2}
+	r.rec.Selection = &Selection{DueIndex: told.due.Index, Again: true}
 	return r, nil, r.adopt(*told.due)
 }
 

@@ -46,6 +46,7 @@ var (
 	errPurge  = errors.New("deleted projects were not removed")
 	errPrereq = errors.New("the environment cannot run it")
 	errPolicy = errors.New("the drill's limits forbid it")
+	errAnswer = errors.New("the question got no answer")
 )
 
 // levels of the ladder, the lowest first.
@@ -154,7 +155,7 @@ func blame(ctx context.Context, zoned bool, err error) (outcome, class string) {
 		return Fail, ClassKey
 	case is(errPurge):
 		return Fail, ClassPolicy
-	case is(vault.ErrNoGoodCopy, seal.ErrDamaged, seal.ErrUntrusted, zone.ErrDigest, fs.ErrNotExist, restore.ErrUnreachable, errNothing):
+	case is(vault.ErrNoGoodCopy, seal.ErrDamaged, seal.ErrUntrusted, zone.ErrDigest, fs.ErrNotExist, restore.ErrUnreachable, errNothing, errAnswer):
 		return Fail, ClassBackup
 	case is(vault.ErrDoubt, zone.ErrUnreachable):
 		// The subject of a drill of one zone is that zone; otherwise the fault may
