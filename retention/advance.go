@@ -64,6 +64,9 @@ func (p *Purger) each(ctx context.Context, conn *pgx.Conn, act bool, id string) 
 	if err != nil {
 		return nil, err
 	}
+	if err := tombs.Require(); err != nil && act {
+		return nil, fmt.Errorf("advancing the purges of %s: %w", p.Cluster, err)
+	}
 	a := &advance{Purger: p, conn: conn, act: act}
 	if a.absences, err = p.Catalog.Absences(ctx); err != nil {
 		return nil, err
@@ -199,6 +202,13 @@ func (a *advance) certify(ctx context.Context, t catalog.Tombstone, absent catal
 		c.Zones = append(c.Zones, catalog.CertificateZone{Name: z.Name, ListedAt: a.found.at.UTC(), Versions: z.versions, OldestCopy: z.oldest.UTC()})
 	}
 	var err error
+	if a.conn != nil { // by name, where live can be asked
+		names, err := tenancy.NotCovered(ctx, a.conn, tenancy.LayoutOf(t))
+		if err != nil {
+			return c, err
+		}
+		c.NotCovered = append(c.NotCovered, names...)
+	}
 	if c.LedgerIndex, err = a.Ledger.AppendAnchored(ctx, entryCertificate, a.about(t), c); err != nil {
 		return c, err
 	}

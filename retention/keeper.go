@@ -198,14 +198,11 @@ func (k *Keeper) readHistory(ctx context.Context, in *Inputs, w catalog.WAL) err
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", w.File, err)
 	}
-	raw, err := seal.OpenFile(sealed, k.Index, 1<<20)
-	if err != nil {
-		return nil
+	if raw, openErr := seal.OpenFile(sealed, k.Index, 1<<20); openErr == nil {
+		in.Histories[Branch{w.SystemID, w.Timeline}], err = lsn.ParseHistory(raw)
 	}
-	history, err := lsn.ParseHistory(raw)
 	if err != nil {
 		return fmt.Errorf("%s: %w", w.File, err)
 	}
-	in.Histories[Branch{w.SystemID, w.Timeline}] = history
 	return nil
 }

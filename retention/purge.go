@@ -194,9 +194,9 @@ func (p *Purger) putNote(ctx context.Context, name, kind string, body any) error
 	return err
 }
 
-// DeleteInLive deletes a project in live, in one transaction, and vacuums. typed
-// is as in Request; show sees the counts before anything is deleted, and its
-// error ends it.
+// DeleteInLive deletes a project in live, in one transaction. typed is as in
+// Request; show sees the counts before anything is deleted, and its error ends
+// it. What vacuums live stays live's own.
 func (p *Purger) DeleteInLive(ctx context.Context, conn *pgx.Conn, key, typed string, show func(Preview) error) ([]catalog.Count, error) {
 	v, err := p.Preview(ctx, conn, key)
 	if err == nil && typed != v.ID && typed != v.Name {

@@ -97,7 +97,7 @@ func TestAPurgeEndsWithACertificateThatNamesEveryZone(t *testing.T) { // promise
 	if clean == 0 || absent[tomb.ID].Epoch != 2 {
 		t.Fatalf("absent %+v", absent)
 	}
-	ageOut(t, r, p, ago(-time.Hour, ours(clean.SegmentStart(int64(seg))+lsn.LSN(seg)+40)))
+	ageOut(t, r, p, ago(-time.Hour, ours(clean.SegmentStart(int64(seg))+seg+40)))
 	want := []string{"tombstone main", "purge.absent main", "removal.intent main", "removal.result main", "certificate main"}
 	if !slices.Equal(r.book.entries, want) {
 		t.Errorf("ledger %v, want %v", r.book.entries, want)

@@ -63,7 +63,10 @@ func noErr(t testing.TB, err error) {
 	}
 }
 
-func newRig(t *testing.T, p Policy) *rig {
+func newRig(t *testing.T, p Policy) *rig { return newRigWith(t, p, nil) }
+
+// newRigWith puts other in the place of the third directory.
+func newRigWith(t *testing.T, p Policy, other zone.Driver) *rig {
 	t.Helper()
 	r := &rig{t: t, book: &book{}, now: noon}
 	skey, vkey, err := seal.NewSigningKey("node")
@@ -77,8 +80,12 @@ func newRig(t *testing.T, p Policy) *rig {
 		dir := filepath.Join(t.TempDir(), "zone")
 		noErr(t, os.Mkdir(dir, 0o700))
 		id := zone.Identity{Format: 1, Repository: "repo", Zone: fmt.Sprintf("z%d", i)}
-		d, err := dirzone.New(dir)
+		var d zone.Driver
+		d, err = dirzone.New(dir)
 		noErr(t, err)
+		if i == 2 && other != nil {
+			d = other
+		}
 		noErr(t, zone.Initialise(t.Context(), d, id))
 		r.dirs = append(r.dirs, dir)
 		zones = append(zones, zone.Open(id.Zone, d, id, zone.Options{}))

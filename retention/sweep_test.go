@@ -2,6 +2,7 @@ package retention
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"os"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
 )
 
 var keepTwo = Policy{Daily: 2, RemovalGrace: day}
@@ -231,5 +234,35 @@ func TestWALObjectNamesAreReadBack(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
+	}
+}
+
+func TestEveryVersionAndMarkerGoesFromAStoreThatKeepsThem(t *testing.T) { // D3, D4
+	server := zonetest.StartS3(t, 1)[0]
+	conf := server.Config()
+	conf.Bucket = server.NewBucket(t, true)
+	s3 := zonetest.Dial(t, conf)
+	r := newRigWith(t, keepTwo, s3)
+	for _, d := range []int{9, 8, 1, 0} {
+		r.take(ago(time.Duration(d) * day))
+	}
+	gone := catalog.ManifestName("main", ago(9*day).ID)
+	body := []byte("another version")
+	noErr(t, s3.Repair(t.Context(), gone, body, zone.CreateOptions{SHA256: sha256.Sum256(body)}))
+	versions := func() (n int) {
+		noErr(t, s3.ListVersions(t.Context(), catalog.SnapshotDir("main", ago(9*day).ID), func(zone.Object) error { n++; return nil }))
+		return n
+	}
+	if n := versions(); n != 6 {
+		t.Fatalf("%d versions to begin with", n)
+	}
+	r.apply()
+	r.settle()
+	r.now = noon.Add(day)
+	if swept := r.sweep(); len(swept) != 1 || !swept[0].Done {
+		t.Errorf("%+v", swept)
+	}
+	if n := versions(); n != 0 {
+		t.Errorf("%d versions remain", n)
 	}
 }
