@@ -177,7 +177,18 @@ func TestAKeyInUseAgainIsTold(t *testing.T) {
 	pg := pgtest.Start(t)
 	r, p, conn := purger(t, pg)
 	r.take(ago(day))
-	_, err := p.Request(t.Context(), conn, "1", "1")
+	for _, set := range []*error{&r.book.before, &r.book.after} { // P1
+		*set = errors.New("no quorum")
+		if _, err := p.Request(t.Context(), conn, "1", "1"); err == nil {
+			t.Fatal("requested without the ledger")
+		}
+		*set = nil
+	}
+	tombs, err := p.Catalog.Tombstones(t.Context(), "main")
+	if noErr(t, err); len(tombs.List) > 0 {
+		t.Fatal("a tombstone without the ledger")
+	}
+	_, err = p.Request(t.Context(), conn, "1", "1")
 	noErr(t, err)
 	emptyLive(t, p, conn)
 	_, err = conn.Exec(t.Context(), `INSERT INTO cms.project VALUES (1, 'Acme again')`)

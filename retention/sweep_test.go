@@ -266,3 +266,16 @@ func TestEveryVersionAndMarkerGoesFromAStoreThatKeepsThem(t *testing.T) { // D3,
 		t.Errorf("%d versions remain", n)
 	}
 }
+
+func FuzzWALObjectNames(f *testing.F) {
+	f.Add(catalog.SliceName("main", 3, 2, "000000020000000A000000FF", 0x100, 0x2000, strings.Repeat("ab", 16)), int64(seg))
+	f.Add(catalog.WALName("main", 1, 1, "FFFFFFFFFFFFFFFF000000FF", strings.Repeat("0", 32)), int64(1<<20))
+	f.Fuzz(func(t *testing.T, name string, size int64) {
+		if size < 1<<20 || size > 1<<30 || size&(size-1) != 0 {
+			return
+		}
+		if got, ok := parseWALObject(name, size); ok && (got.From >= got.To || got.Name != name || got.Epoch < 0) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	})
+}
