@@ -59,18 +59,16 @@ func TestEachFaultIsToldForWhatItIs(t *testing.T) {
 		"no pg_checksums": {func(d *drills.Definition, _ *drills.Deps) {
 			d.Environment.Binaries = programsWithout(t, d.Environment.Binaries, "pg_checksums")
 		}, drills.PassWithGaps, "", "L4", "L5", false},
-		"a check that does not hold": {func(d *drills.Definition, _ *drills.Deps) {
-			d.Checks = append(d.Checks, drills.Question{Name: "none", Database: "postgres", SQL: "SELECT count(*) FROM page", Expect: "7"})
+		"checks that do not hold": {func(d *drills.Definition, _ *drills.Deps) {
+			d.Checks = append(
+				d.Checks,
+				drills.Question{Name: "wrong", Database: "postgres", SQL: "SELECT count(*) FROM page", Expect: "7"},
+				drills.Question{Name: "gone", Database: "postgres", SQL: "SELECT 1 FROM gone", Expect: "1"},
+				drills.Question{Name: "twice", Database: "postgres", SQL: "VALUES (1), (1)", Expect: "1"},
+				drills.Question{Name: "writes", Database: "postgres", SQL: "WITH x AS (DELETE FROM page RETURNING 1) SELECT 1", Expect: "1"},
+				drills.Question{Name: "null", Database: "postgres", SQL: "SELECT NULL", Expect: ""},
+			)
 		}, drills.Fail, drills.ClassBackup, "L7", "2000", true},
-		"a check that cannot be asked": {func(d *drills.Definition, _ *drills.Deps) {
-			d.Checks = append(d.Checks, drills.Question{Name: "none", Database: "postgres", SQL: "SELECT 1 FROM gone", Expect: "1"})
-		}, drills.Fail, drills.ClassBackup, "L7", "gone", true},
-		"a check that answers twice": {func(d *drills.Definition, _ *drills.Deps) {
-			d.Checks = append(d.Checks, drills.Question{Name: "none", Database: "postgres", SQL: "VALUES (1), (1)", Expect: "1"})
-		}, drills.Fail, drills.ClassBackup, "L7", "one row", true},
-		"a check that writes": {func(d *drills.Definition, _ *drills.Deps) {
-			d.Checks = append(d.Checks, drills.Question{Name: "none", Database: "postgres", SQL: "WITH x AS (DELETE FROM page RETURNING 1) SELECT 1", Expect: "1"})
-		}, drills.Fail, drills.ClassBackup, "L7", "read-only", true},
 		"too little time": {func(d *drills.Definition, _ *drills.Deps) {
 			d.Limits.Time = 400 * time.Millisecond
 		}, drills.TimedOut, drills.ClassPolicy, "-", "time limit", true},
@@ -107,6 +105,11 @@ func TestEachFaultIsToldForWhatItIs(t *testing.T) {
 			}
 			if open := must[bool](t)(w.alarm()); open != c.incident {
 				t.Errorf("incident open: %v, want %v", open, c.incident)
+			}
+			for id, saw := range map[string]string{"wrong": "2000", "gone": "does not exist", "twice": "one row", "writes": "read-only", "null": "NULL"} {
+				if c := verdict(rec, "L8:"+id); name == "checks that do not hold" && (c.Verdict != "fail" || !strings.Contains(c.Observed, saw) || c.Input == "") {
+					t.Errorf("%s: %+v", id, c)
+				}
 			}
 			// A passing drill closes what this one opened.
 			if _, err := w.alarms.Close(drills.IncidentKey("weekly"), "test", time.Now()); err != nil {
@@ -300,7 +303,7 @@ func TestADeletedProjectIsLookedForAgain(t *testing.T) {
 		return []restore.AppliedTombstone{{ID: tombs[0].ID, Found: true}}, nil
 	}
 	rec = must[drills.Record](t)(drills.Run(t.Context(), deps, def, slot()))
-	expect(t, rec, drills.Fail, drills.ClassBackup, "L7")
+	expect(t, rec, drills.Fail, drills.ClassPolicy, "L7")
 	if c := verdict(rec, "purge"); c.Verdict != "fail" {
 		t.Errorf("purge: %+v", c)
 	}

@@ -22,6 +22,9 @@ func (r *run) check(ctx context.Context, id, expected string, ask func(context.C
 	c := Check{ID: id, Verdict: verdict, Expected: words("%s", expected), Observed: words("%s", observed), Seconds: time.Since(began).Seconds()}
 	if verdict == failed {
 		c.Class = ClassBackup
+		if id == "purge" {
+			c.Class = ClassPolicy
+		}
 	}
 	if err != nil {
 		outcome, class := blame(ctx, r.def.Zone != "", err)
