@@ -167,14 +167,14 @@ func (g *gatherer) gap() string {
 
 // beyond is where a record ends that begins at or after l, or the archive's end.
 func beyond(used []stretch, l, latest lsn.LSN) lsn.LSN {
-	passed := false
+	first := lsn.LSN(0) // where the first record ends that ends behind l
 	for _, p := range used {
 		switch {
 		case p.LastRecordEnd <= l || !p.whole():
-		case passed:
+		case first == 0:
+			first = p.LastRecordEnd
+		case p.LastRecordEnd > first:
 			return p.LastRecordEnd
-		default:
-			passed = true
 		}
 	}
 	return latest

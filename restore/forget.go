@@ -6,8 +6,25 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
 )
+
+// ReplayWith removes projects as internal/tenancy does, with the keys of their
+// tombstones' digest epochs.
+func ReplayWith(keys func(epoch int) (seal.DigestKeys, error)) Replayer {
+	return func(ctx context.Context, connect func(context.Context, string) (*pgx.Conn, error), tombs []catalog.Tombstone) ([]AppliedTombstone, error) {
+		done, err := tenancy.Replay(ctx, connect, tombs, keys)
+		out := make([]AppliedTombstone, len(done))
+		for i, a := range done {
+			out[i] = AppliedTombstone(a)
+		}
+		return out, err
+	}
+}
 
 // due reads the tombstones as they are now, those added after the plan as well.
 // An incomplete set ends the restore, or quarantines it.

@@ -52,14 +52,18 @@ const settling = 4.0
 // MakePlan is the plan that follows from in: a pure function.
 func MakePlan(in Inputs) (Plan, error) {
 	s := in.Snapshot
-	wal, err := files(in.Legs, pieces(in.Legs, in.Notes), s.SegSize, s.StartLSN, fetchTo(in.Moment, s))
+	legs, left := upTo(in.Legs, s.Timeline, in.Moment.End.LSN)
+	if in.Moment.Stop != 0 {
+		in.Moment.Upto = min(in.Moment.Upto, left)
+	}
+	wal, err := files(legs, pieces(in.Legs, in.Notes), s.SegSize, s.StartLSN, fetchTo(in.Moment, s))
 	if err != nil {
 		return Plan{}, fmt.Errorf("planning a restore of %s to %s from snapshot %s: %w", in.Cluster, in.Target, s.ID, err)
 	}
 	p := Plan{
 		Cluster: in.Cluster, MadeAt: in.Now, Target: in.Target, Snapshot: s.ID,
 		Why: append(append([]string{}, in.Why...), in.Moment.Why), Epoch: s.Epoch, SystemID: s.SystemID, Major: s.Major,
-		Timeline: in.Timeline, SegSize: s.SegSize, WAL: WALRange{s.StartLSN, in.Moment.End.LSN},
+		Timeline: legs[len(legs)-1].Timeline, SegSize: s.SegSize, WAL: WALRange{s.StartLSN, in.Moment.End.LSN},
 		Files: append(wal, in.Histories...), ExpectedEnd: in.Moment.End, TombstoneOK: in.TombstoneOK,
 		Tombstones: []string{}, Freshness: "proven", Zones: in.Zones,
 	}

@@ -38,6 +38,21 @@ func passes(legs []leg, timeline uint32, at lsn.LSN) bool {
 	return i >= 0 && at >= legs[i].From && at <= legs[i].To
 }
 
+// upTo is the way from a snapshot's timeline as far as the leg on which end lies,
+// and where that leg was left. A copy that stops before a switch is of the parent:
+// PostgreSQL, told to follow the child, would write a history in which LSNs fall.
+func upTo(legs []leg, timeline uint32, end lsn.LSN) ([]leg, lsn.LSN) {
+	from := max(0, slices.IndexFunc(legs, func(l leg) bool { return l.Timeline == timeline }))
+	for i := from; i < len(legs); i++ {
+		if end <= legs[i].To {
+			out := slices.Clone(legs[:i+1])
+			out[i].To = endless
+			return out, legs[i].To
+		}
+	}
+	return legs, endless
+}
+
 // piece is an object that holds bytes [From, To) of a timeline's WAL.
 type piece struct {
 	catalog.WAL

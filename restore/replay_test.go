@@ -206,6 +206,10 @@ func testFetchByName(t *testing.T, w *world, _ oracle) {
 		}
 	}
 	ask(p.Files[1].Name, restore.ExitDoubt)
+	f.open("")
+	if _, err := f.gather(restore.Target{Kind: restore.Latest}); !errors.Is(err, restore.ErrUnreachable) || !strings.Contains(err.Error(), "lacks what lies behind") {
+		t.Errorf("latest, with a hole before it: %v", err)
+	}
 }
 
 // C-54, promise 5: whatever was cut off where.

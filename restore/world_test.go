@@ -243,9 +243,15 @@ func (w *world) archive() {
 	conn := must[*postgres.Conn](t)(postgres.Connect(t.Context(), w.pg.DSN("postgres"), postgres.ConnectOptions{}))
 	facts := must[postgres.Facts](t)(postgres.GetFacts(t.Context(), conn))
 	conn.Close()
+	server := snapshot.Server{SystemID: facts.SystemID, Major: facts.Major, Timeline: facts.Timeline, LSN: facts.CurrentLSN}
+	if facts.Timeline > 1 {
+		conn := must[*postgres.Conn](t)(postgres.Connect(t.Context(), w.pg.DSN("postgres"), postgres.ConnectOptions{Replication: true}))
+		server.History = must[postgres.History](t)(postgres.TimelineHistory(t.Context(), conn, facts.Timeline)).Parsed
+		conn.Close()
+	}
 	w.lineage = must[catalog.Lineage](t)(snapshot.Claim(t.Context(), snapshot.LineageConfig{
-		Cluster: "cms", Node: "db1", StateID: "s1", Boot: "b1", Signer: w.signer, Trust: w.trust, Quorum: 2, Now: time.Now,
-		Server: snapshot.Server{SystemID: facts.SystemID, Major: facts.Major, Timeline: facts.Timeline, LSN: facts.CurrentLSN},
+		Cluster: "cms", Node: "db1", StateID: fmt.Sprint("s", facts.Timeline), Boot: "b1", Signer: w.signer, Trust: w.trust, Quorum: 2, Now: time.Now,
+		Server: server,
 	}, w.vault.Writer()))
 	writer := must[*snapshot.WALWriter](t)(snapshot.OpenWriter(snapshot.WriterConfig{
 		Lineage: w.lineage, Store: w.vault.Writer(), Trust: w.trust, Signer: w.signer, Keys: w.keys,
