@@ -74,6 +74,10 @@ func (e *env) checkCommand() *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := e.load()
+			var faults configs.Faults
+			if errors.As(err, &faults) {
+				return e.reportFaults(faults)
+			}
 			if err != nil {
 				return err
 			}
@@ -89,11 +93,33 @@ func (e *env) checkCommand() *cobra.Command {
 				return err
 			}
 			if !r.OK {
-				return &fault{exit: exitNotHeld, err: silent{exitNotHeld}}
+				return quietly(exitNotHeld)
 			}
 			return nil
 		},
 	}
+}
+
+// reportFaults is check of a configuration that is refused: nothing else can be
+// looked at. Where a data identity is all that is wrong, a check did not hold;
+// anything else is a fault of the configuration.
+func (e *env) reportFaults(faults configs.Faults) error {
+	code := exitNotHeld
+	var list []finding
+	for _, f := range faults {
+		name, remedy := "configuration", "correct the line; `holdfast config example` shows every field"
+		if strings.Contains(f.Found, "data identity") {
+			name, remedy = "data identity", "move the identity to the node that restores, and take it out of this configuration; node.allow_identity: true accepts it (demos, tests, a single machine)"
+		} else {
+			code = exitUsage
+		}
+		list = append(list, bad(name, remedy, "%s", f.Error()))
+	}
+	r := newReport(list)
+	if err := e.print(r, r.print); err != nil {
+		return err
+	}
+	return quietly(code)
 }
 
 // examine looks at everything, or at one cluster and what it stands on. pending is

@@ -65,7 +65,11 @@ func heldIdentities(c *configs.Config) []heldIdentity {
 	return out
 }
 
+// real is the one path of a file, whatever way leads to it.
 func real(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
 	if r, err := filepath.EvalSymlinks(path); err == nil {
 		return r
 	}
@@ -104,7 +108,7 @@ func identityFiles(c *configs.Config) []string {
 			if err != nil {
 				return nil //nolint:nilerr // what this user cannot read it cannot open data with
 			}
-			if e.IsDir() && path != real(dir) && (dir != c.Node.State || slices.Contains(skip, path)) {
+			if e.IsDir() && path != real(dir) && (real(dir) != real(c.Node.State) || slices.Contains(skip, path)) {
 				return fs.SkipDir
 			}
 			if e.Type().IsRegular() && holdsIdentity(path) {

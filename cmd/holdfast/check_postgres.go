@@ -310,13 +310,13 @@ func judgeSlot(name string, c configs.Cluster, s serverState) []finding {
 	case sl.SafeBytes != nil && *sl.SafeBytes < sl.Behind:
 		return []finding{warn(name, remedy, "the server keeps %s for %s and only %s more may be written before the slot is lost", size(sl.Behind), c.WAL.Slot, size(*sl.SafeBytes))}
 	case sl.Behind > 8<<30 && unlimited:
-		return []finding{warn(name, remedy+"; max_slot_wal_keep_size would keep the disk from filling", "the server keeps %s of WAL for %s, without a limit", size(sl.Behind), c.WAL.Slot)}
+		return []finding{warn(name, remedy+"; max_slot_wal_keep_size keeps the disk from filling", "the server keeps %s of WAL for %s, without a limit", size(sl.Behind), c.WAL.Slot)}
 	}
-	limit := "max_slot_wal_keep_size " + s.settings["max_slot_wal_keep_size"] + " MB"
 	if unlimited {
-		limit = "without a limit (max_slot_wal_keep_size -1: the server's disk may fill while no zone answers)"
+		return []finding{warn(name, "ALTER SYSTEM SET max_slot_wal_keep_size to less than its WAL's disk has free; SELECT pg_reload_conf(). A slot that is lost by it is a recorded gap, a full disk stops the server",
+			"%s: %s behind, and max_slot_wal_keep_size is -1: while no zone answers, or no daemon runs, the WAL kept for it may fill the server's disk", c.WAL.Slot, size(sl.Behind))}
 	}
-	return []finding{good(name, "%s: %s behind, %s", c.WAL.Slot, size(sl.Behind), limit)}
+	return []finding{good(name, "%s: %s behind, at most %s MB are kept", c.WAL.Slot, size(sl.Behind), s.settings["max_slot_wal_keep_size"])}
 }
 
 func judgeDirectory(name string, c configs.Cluster, s serverState) []finding {

@@ -87,7 +87,7 @@ func (e *env) validateConfig() error {
 		if err := enc.Encode(doc); err != nil {
 			return err
 		}
-		return &fault{exit: exitUsage, err: silent{exitUsage}}
+		return quietly(exitUsage)
 	}
 	for _, f := range faults {
 		fmt.Fprintln(e.err, f.Error())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -29,8 +30,11 @@ and goes on as above, the first snapshot included.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := asHuman(cmd.Context())
-			path := a.configPath(e.config)
-			_, err := os.Stat(path)
+			path, err := filepath.Abs(a.configPath(e.config))
+			if err != nil {
+				return fmt.Errorf("finding the place of the configuration: %w", err)
+			}
+			_, err = os.Stat(path)
 			switch {
 			case err == nil && a.given():
 				return refused("leave the flags out to create the repository of that configuration, or name another --config or --out-dir",
@@ -41,7 +45,7 @@ and goes on as above, the first snapshot included.`,
 			case !errors.Is(err, fs.ErrNotExist):
 				return fmt.Errorf("looking for the configuration %s: %w", path, err)
 			}
-			identity, err := e.begin(&a, path)
+			identity, err := e.begin(ctx, &a, path)
 			if err != nil {
 				return err
 			}
@@ -115,15 +119,18 @@ func (e *env) farewell(cfg *configs.Config, taken bool, pending string) {
 	}
 	e.say("\nwhat comes next:")
 	if pending != "" {
-		e.say("  1. move %s off this host, to where a restore would need it,\n     and keep a second copy elsewhere: without it no backup can be opened,\n     and with it here whoever takes this host can open them all", pending)
+		e.say("  first move %s off this host, to where a restore would need it,\n     and keep a second copy elsewhere: without it no backup can be opened,\n     and with it here whoever takes this host can open them all", pending)
 	}
+	type step struct{ command, does string }
+	steps := []step{{"daemon", "archives WAL and runs every schedule"}, {"status", "one screen: what can be restored, and what is late"}}
 	if name != "" && !taken {
-		e.say("  holdfast --config %s snapshot take %s    takes a snapshot now", cfg.Path, name)
+		steps = append([]step{{"snapshot take " + name, "takes a snapshot now"}}, steps...)
 	}
-	e.say("  holdfast --config %s daemon              archives WAL and runs every schedule (or systemctl enable --now holdfast)", cfg.Path)
-	e.say("  holdfast --config %s status              one screen: what can be restored, and what is late", cfg.Path)
 	if name != "" {
-		e.say("  holdfast --config %s restore plan %s     what a restore would do, without doing it", cfg.Path, name)
+		steps = append(steps, step{"restore plan " + name, "what a restore would do, without doing it"})
+	}
+	for _, s := range steps {
+		e.say("  holdfast --config %s %-24s %s", cfg.Path, s.command, s.does)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ import (
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/durable"
+	"github.com/holdfast-dr/holdfast/internal/zone"
+	"github.com/holdfast-dr/holdfast/internal/zone/dirzone"
 )
 
 // answers are what a new configuration is made of.
@@ -42,10 +45,7 @@ const (
 )
 
 // begin writes a configuration with its keys and returns where the data identity is.
-func (e *env) begin(a *answers, path string) (identity string, err error) {
-	if path, err = filepath.Abs(path); err != nil {
-		return "", fmt.Errorf("finding the place of %s: %w", path, err)
-	}
+func (e *env) begin(ctx context.Context, a *answers, path string) (identity string, err error) {
 	if !a.given() {
 		if err := e.ask(a, path); err != nil {
 			return "", err
@@ -53,6 +53,9 @@ func (e *env) begin(a *answers, path string) (identity string, err error) {
 	}
 	draft, err := a.draft(path)
 	if err != nil {
+		return "", err
+	}
+	if err := draft.lookFirst(ctx); err != nil {
 		return "", err
 	}
 	text, err := draft.render()
@@ -169,6 +172,30 @@ func (a *answers) draft(path string) (draft, error) {
 	}
 	d.Single = len(d.Zones) == 1
 	return d, nil
+}
+
+// lookFirst refuses zones that hold anything: new keys are for a new repository.
+func (d draft) lookFirst(ctx context.Context) error {
+	for _, z := range d.Zones {
+		driver, err := dirzone.New(z.Directory)
+		if err != nil {
+			return usage("zone %s: %w", z.Name, err)
+		}
+		l := lookAtZone(ctx, z.Name, driver)
+		if err := driver.Close(); err != nil {
+			return fmt.Errorf("looking at zone %s: %w", z.Name, err)
+		}
+		const remedy = "name empty directories; to reach a repository that exists, write a configuration with its zones and keys (`holdfast config example`). Nothing was written"
+		switch {
+		case errors.Is(l.err, zone.ErrOccupied):
+			return refused(remedy, "zone %s cannot be used: %w", z.Name, l.err)
+		case l.err != nil:
+			return failed("see that the directory can be read and written", "looking at zone %s: %w", z.Name, l.err)
+		case !l.empty:
+			return refused(remedy, "zone %s cannot be used: %s belongs to repository %s already", z.Name, z.Directory, l.id.Repository)
+		}
+	}
+	return nil
 }
 
 // nodeName is the host's name as a name of the repository.
