@@ -10,5 +10,6 @@
 // It never imports snapshot: reading must work on the day writing is broken. It
 // holds a reader that can neither write nor delete. It never answers "absent" for
 // what a plan names, never promotes short of the expected end, and leaves a
-// directory that cannot start (no pg_control) when it fails half-way.
+// directory that cannot start (no pg_control, no postgresql.conf) when it fails
+// or is killed half-way.
 package restore

@@ -125,7 +125,7 @@ func (t *tree) unpack(ctx context.Context, r Repo, p catalog.ManifestPack, targe
 		frames[i] = seal.Frame(f)
 	}
 	w := &writer{t: t, file: -1}
-	defer w.close()
+	defer func() { _ = w.close() }() // after an error; else it is closed below
 	err = seal.DecodePack(body, r.Data, frames, func(i int, raw []byte) error {
 		for _, x := range byFrame[i] {
 			if err := w.write(x, raw[x.extent.Off:x.extent.Off+x.extent.Len]); err != nil {

@@ -92,8 +92,13 @@ func (room *Room) serveWAL(ctx context.Context) (err error) {
 	}
 	room.fetch.retry = min(room.fetch.retry, room.opt.Stall/2)
 	fctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- room.fetch.Run(fctx) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := room.fetch.Run(fctx); err != nil {
+			room.fetch.note(-1, err)
+		}
+	}()
 	room.stopped = sync.OnceFunc(func() { cancel(); <-done })
 	return nil
 }

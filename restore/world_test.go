@@ -2,7 +2,6 @@ package restore_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -385,50 +384,6 @@ func (w *world) cannotStart(dir string) {
 			w.t.Error(err)
 		}
 	}
-}
-
-// victim is a restore in a process of its own, to be killed.
-func victim(spec string) {
-	var v struct {
-		Dirs                                  []string
-		VKey, Data, Index, Program, To, Phase string
-		Plan                                  restore.Plan
-	}
-	fail := func(err error) {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(3)
-	}
-	if err := json.Unmarshal([]byte(spec), &v); err != nil {
-		fail(err)
-	}
-	w := &world{dirs: v.Dirs, program: v.Program}
-	trust, err := seal.NewTrust([]seal.TrustedSigner{{VKey: v.VKey, Clusters: []string{"*"}, May: []string{"snapshot", "wal", "tombstone", "ledger"}}})
-	if err != nil {
-		fail(err)
-	}
-	w.trust = trust
-	for i, name := range zoneNames {
-		d, err := dirzone.New(v.Dirs[i])
-		if err != nil {
-			fail(err)
-		}
-		w.zones = append(w.zones, zone.Open(name, d, identity(name), zone.Options{}))
-	}
-	if w.vault, err = vault.Open(vault.Config{Zones: w.zones, Quorum: 2}); err != nil {
-		fail(err)
-	}
-	if w.data, err = age.ParseX25519Identity(v.Data); err != nil {
-		fail(err)
-	}
-	w.index = w.data
-	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Progress: func(p restore.Progress) {
-		if p.Phase == v.Phase && (p.Phase != "fetch" || p.Done > 0) {
-			self, _ := os.FindProcess(os.Getpid())
-			_ = self.Kill()
-			select {}
-		}
-	}})
-	fail(fmt.Errorf("the restore was not killed in %s: %w", v.Phase, err))
 }
 
 type testLog struct{ t *testing.T }
