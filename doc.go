@@ -6,10 +6,10 @@
 // and writes down what came of it), and as the command with which people plan,
 // restore, and read the evidence.
 //
-//	              db host                                   drill / restore host
-//	 PostgreSQL ──► snapshot ──► vault ──► zone A ──► vault ──► restore ──► PostgreSQL
-//	   files, BASE_BACKUP, WAL     │  ├──► zone B ──►   │  └─► tombstones, checks, open
-//	              retention ◄──────┘  └──► zone C ──►   └────► drills ──► ledger
+//	             db host                                   drill / restore host
+//	PostgreSQL ──► snapshot ──► vault ──► zone A ──► vault ──► restore ──► PostgreSQL
+//	  files, BASE_BACKUP, WAL     │  ├──► zone B ──►   │  └─► tombstones, checks, open
+//	             retention ◄──────┘  └──► zone C ──►   └────► drills ──► ledger
 //
 // # Where things are
 //

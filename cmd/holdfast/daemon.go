@@ -43,7 +43,7 @@ func (n *node) daemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer queue.Close()
+	n.onClose(queue.Close)
 	n.runner = &scheduler.Runner{
 		Queue: queue, Handlers: n.handlers(), Schedules: n.schedules(), OnMissed: n.missed, OnFinished: n.finished,
 		Grace: 20 * time.Second, Now: n.now, Log: n.log.Named("scheduler"),

@@ -133,7 +133,7 @@ func (p *protected) Run(ctx context.Context) error {
 		began := time.Now()
 		err := p.archive(ctx, key)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was told to stop
 		}
 		p.set(nil, err)
 		p.n.raise(ctx, incident.Incident{

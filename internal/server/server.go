@@ -141,10 +141,12 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
 	if err := srv.Shutdown(stop); err != nil {
-		srv.Close()
+		first = errors.Join(first, srv.Close())
 	}
 	for ; left > 0; left-- {
-		<-errs
+		if err := <-errs; !errors.Is(err, http.ErrServerClosed) {
+			first = errors.Join(first, err)
+		}
 	}
 	if first != nil && !errors.Is(first, http.ErrServerClosed) {
 		return fmt.Errorf("serving the API: %w", first)
