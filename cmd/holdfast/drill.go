@@ -135,13 +135,12 @@ func (n *node) doDrill(ctx context.Context, job scheduler.Job, o order, progress
 		return nil, scheduler.Cancel(err)
 	}
 	deps.Progress = func(_ string, p restore.Progress) { progress(takeProgress{p.Phase, p.Done, p.Total}) }
-	slot := drills.Slot{DueAt: n.now(), Trigger: "schedule"}
+	slot := slotOf(d.Name, job)
 	if o.Human {
 		slot.Trigger = "human"
 	}
-	if !job.Slot.IsZero() {
-		slot.Key, slot.DueAt = drills.SlotKey(d.Name, job.Slot), job.Slot
-	}
+	ctx, end := stoppable(ctx)
+	defer end()
 	rec, err := drills.Run(ctx, deps, def, slot)
 	if err != nil {
 		return nil, err
@@ -151,8 +150,86 @@ func (n *node) doDrill(ctx context.Context, job scheduler.Job, o order, progress
 	return rec, nil
 }
 
+// slotOf is the slot of a job: the schedule's, or for one that was asked for its
+// own. A job that runs again has the same one.
+func slotOf(drill string, job scheduler.Job) drills.Slot {
+	if job.Slot.IsZero() {
+		at := job.CreatedAt.UTC()
+		return drills.Slot{Key: drill + "/asked/" + at.Format(time.RFC3339Nano), DueAt: at, Trigger: "schedule"}
+	}
+	return drills.Slot{Key: drills.SlotKey(drill, job.Slot), DueAt: job.Slot, Trigger: "schedule"}
+}
+
+// stoppable tells a drill in its own words that the daemon stops: its slot stays
+// open and it runs again.
+func stoppable(ctx context.Context) (context.Context, func()) {
+	told, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		cause := context.Cause(ctx)
+		if errors.Is(cause, scheduler.ErrStopping) {
+			cause = drills.ErrStopping
+		}
+		cancel(cause)
+	})
+	return told, func() { stop(); cancel(nil) }
+}
+
+// drillGaveUp gives the slot of a drill's job that will not run again an outcome.
+func (n *node) drillGaveUp(ctx context.Context, job scheduler.Job) {
+	var o order
+	err := json.Unmarshal(job.Payload, &o)
+	if err == nil && !job.Slot.IsZero() {
+		err = n.missedDrills(ctx, o.Drill, []time.Time{job.Slot}, job.Error)
+	}
+	if err = errors.Join(err, n.closeDrills(ctx)); err != nil {
+		n.log.Error("a drill's slot has no outcome yet", zap.String("drill", o.Drill), zap.Int64("job", job.ID), zap.Error(err))
+	}
+}
+
+// owedFor is how old a slot without an outcome can be.
+const owedFor = 60 * 24 * time.Hour
+
+// closeDrills gives the slots that were announced, and that no job will run
+// again, their outcome.
+func (n *node) closeDrills(ctx context.Context) error {
+	owed, err := drills.Owed(ctx, n.ledger, n.now().Add(-owedFor))
+	if err != nil || len(owed) == 0 {
+		return err
+	}
+	jobs, err := n.runner.Queue.List(ctx, scheduler.Filter{Kind: jobDrill, States: []scheduler.State{scheduler.Available, scheduler.Running}})
+	if err != nil {
+		return err
+	}
+	alive := map[string]bool{}
+	for _, job := range jobs {
+		var o order
+		if err := json.Unmarshal(job.Payload, &o); err != nil {
+			return err
+		}
+		alive[slotOf(o.Drill, job).Key] = true
+	}
+	var errs []error
+	for _, s := range owed {
+		if !alive[s.Slot] {
+			errs = append(errs, n.closeDrill(ctx, s.Drill, drills.Slot{Key: s.Slot, DueAt: s.DueAt, Deadline: s.Deadline}, "its process ended"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // missedDrills writes down the slots that passed without a run.
-func (n *node) missedDrills(ctx context.Context, name string, slots []time.Time) error {
+func (n *node) missedDrills(ctx context.Context, name string, slots []time.Time, why string) error {
+	for _, at := range slots {
+		slot := drills.Slot{Key: drills.SlotKey(name, at), DueAt: at, Trigger: "schedule"}
+		if err := n.closeDrill(ctx, name, slot, why); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeDrill gives one slot an outcome without a run.
+func (n *node) closeDrill(ctx context.Context, name string, slot drills.Slot, why string) error {
 	d, err := n.drill(name)
 	if err != nil {
 		return err
@@ -165,16 +242,12 @@ func (n *node) missedDrills(ctx context.Context, name string, slots []time.Time)
 	if err != nil {
 		return err
 	}
-	for _, at := range slots {
-		slot := drills.Slot{Key: drills.SlotKey(name, at), DueAt: at, Trigger: "schedule"}
-		if _, err := drills.Missed(ctx, deps, def, slot, "no daemon ran when it was due"); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = drills.Missed(ctx, deps, def, slot, why)
+	return err
 }
 
-// sweepDrills removes what killed drills left, and gives their slots an outcome.
+// sweepDrills removes what killed drills left, and gives slots that nobody will
+// run again an outcome.
 func (n *node) sweepDrills(ctx context.Context) error {
 	var errs []error
 	for _, d := range n.cfg.Drills {
@@ -188,7 +261,7 @@ func (n *node) sweepDrills(ctx context.Context) error {
 			n.log.Warn("removed what a killed drill left", zap.String("drill", s.Name), zap.String("slot", s.Slot))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.closeDrills(ctx))...)
 }
 
 // zoneLog is a ledger as the zones hold it, for reading drills back.
