@@ -153,7 +153,7 @@ func grants(role string, major int) string {
 	if major == 14 {
 		functions = "pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)"
 	}
-	return fmt.Sprintf("as superuser: CREATE ROLE %s LOGIN REPLICATION; GRANT pg_monitor TO %s; GRANT EXECUTE ON FUNCTION %s, pg_switch_wal() TO %s", q, q, functions, q)
+	return fmt.Sprintf("as superuser: CREATE ROLE %s LOGIN REPLICATION; GRANT pg_monitor TO %s; GRANT EXECUTE ON FUNCTION %s, pg_switch_wal(), pg_show_all_file_settings() TO %s", q, q, functions, q)
 }
 
 // dsnOf is a cluster's connection string with its password, as a URL or as
@@ -255,7 +255,7 @@ func judgeSettings(name string, c configs.Cluster, s serverState) []finding {
 		out = append(out, warn(name+" data_checksums", "stop the server and run pg_checksums --enable", "they are off: damage on the server's disk goes unnoticed into snapshots"))
 	}
 	if len(s.facts.Hidden) > 0 {
-		out = append(out, warn(name+" visibility", "GRANT pg_monitor TO "+s.role, "the role may not see %s", strings.Join(s.facts.Hidden, ", ")))
+		out = append(out, warn(name+" visibility", grants(s.role, s.facts.Major)+" (those that exist already say so)", "the role may not see %s", strings.Join(s.facts.Hidden, ", ")))
 	}
 	if len(out) == 0 {
 		out = append(out, good(name+" settings", "wal_level %s, senders and slots free, full_page_writes and data_checksums on", s.settings["wal_level"]))

@@ -93,12 +93,11 @@ func (e *env) open(ctx context.Context) (*world, error) {
 
 // openWorld opens the repository; hold says that it will be written, by this
 // process alone.
-func openWorld(ctx context.Context, cfg *configs.Config, log *zap.Logger, hold bool) (w *world, err error) {
-	w = &world{cfg: cfg, log: log, now: time.Now, drivers: map[string]zone.Driver{}}
+func openWorld(ctx context.Context, cfg *configs.Config, log *zap.Logger, hold bool) (_ *world, err error) {
+	w := &world{cfg: cfg, log: log, now: time.Now, drivers: map[string]zone.Driver{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
-			w = nil
 		}
 	}()
 	if hold {
@@ -219,7 +218,7 @@ func (w *world) openDrivers(context.Context) error {
 		if err != nil {
 			return &fault{exit: exitUsage, err: fmt.Errorf("zone %s: %w", z.Name, err)}
 		}
-		w.drivers[z.Name] = d
+		w.drivers[z.Name] = crashDriver(d)
 		w.onClose(d.Close)
 	}
 	return nil
