@@ -20,6 +20,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
+	"github.com/holdfast-dr/holdfast/restore"
 )
 
 // patience bounds every wait of the tests that run the program.
@@ -75,7 +76,7 @@ type rig struct {
 	s3      []*zonetest.S3Server // zones a, b, c; nil for directories
 	data    string               // recipients and verifier keys
 	keys    map[string]string
-	cluster string // the rest of the cluster's configuration, indented by four
+	cluster string // the rest of the cluster's configuration
 }
 
 var zoneLetters = []string{"a", "b", "c"}
@@ -104,7 +105,7 @@ func newRig(t *testing.T, pg *pgtest.Cluster, s3 bool) *rig {
 	for _, node := range []string{"db", "drill"} {
 		r.keys[node] = r.hold("", 0, "keys", "new", "signing", "--name", node, "--out", r.path("keys/"+node))
 	}
-	r.cluster = "retention: {window: 7d, daily: 7, keep_at_least: 7d, keep_at_most: 30d}\n"
+	r.cluster = "    retention: {window: 7d, daily: 7, keep_at_least: 7d, keep_at_most: 30d}\n"
 	return r
 }
 
@@ -162,7 +163,7 @@ func (r *rig) host(node, connection string) string {
     connection: %q
     snapshots: {schedule: "0 3 1 1 *", level: fastest}
     wal: {mode: stream, max_lag: 500ms}
-    %s`, connection, r.cluster))
+%s`, connection, r.cluster))
 }
 
 // configure writes both nodes' configurations and makes the repository.
@@ -323,18 +324,23 @@ func (r *rig) archived(zones ...string) {
 	})
 }
 
-// restored restores on the restore node and opens what came back; the test's end
-// stops and removes it.
-func (r *rig) restored(name string, args ...string) restoreDoc {
+// restore restores on the restore node; the test's end stops and removes it.
+func (r *rig) restore(name string, args ...string) restoreDoc {
 	r.t.Helper()
 	to := r.path(name)
 	r.t.Cleanup(func() { r.discard(to) })
-	all := append([]string{"restore", "run", "cms", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", r.pg.BinDir(), "--start"}, args...)
+	all := append([]string{"restore", "run", "cms", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", r.pg.BinDir()}, args...)
 	doc := ask[restoreDoc](r, "drill", all...)
-	if doc.Opened == nil || !doc.Complete {
+	if !doc.Complete {
 		r.t.Fatalf("restored: %+v", doc)
 	}
 	return doc
+}
+
+// open starts what was restored for its users.
+func (r *rig) open(name string) restore.Opened {
+	r.t.Helper()
+	return ask[restore.Opened](r, "drill", "restore", "open", r.path(name), "--binaries", r.pg.BinDir())
 }
 
 // discard ends the server that a restore opened and removes what it made.
@@ -356,9 +362,9 @@ func (r *rig) discard(to string) {
 }
 
 // connect connects to a database of what a restore opened.
-func (r *rig) connect(o restoreDoc, database string) *pgx.Conn {
+func (r *rig) connect(o restore.Opened, database string) *pgx.Conn {
 	r.t.Helper()
-	conn, err := pgx.Connect(r.t.Context(), fmt.Sprintf("host=%s port=%d user=postgres dbname=%s", o.Opened.Socket, o.Opened.Port, database))
+	conn, err := pgx.Connect(r.t.Context(), fmt.Sprintf("host=%s port=%d user=postgres dbname=%s", o.Socket, o.Port, database))
 	if err != nil {
 		r.t.Fatal(err)
 	}

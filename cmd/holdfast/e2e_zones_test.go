@@ -90,13 +90,14 @@ func (r *rig) moment(o *pgtest.Oracle, zones ...string) time.Time {
 // exactly restores to a moment and holds the copy against the oracle and amcheck.
 func (r *rig) exactly(name string, at time.Time, o *pgtest.Oracle, args ...string) {
 	r.t.Helper()
-	got := r.restored(name, args...)
+	r.restore(name, args...)
+	got := r.open(name)
 	conn := r.connect(got, "postgres")
 	acked := o.Acked()
 	if err := pgtest.CheckOracle(r.t.Context(), conn, acked, func(c pgtest.Commit) bool { return !c.Time.After(at) }); err != nil {
 		r.t.Errorf("%s, at %s: %v", name, at.Format(time.RFC3339Nano), err)
 	}
-	r.pg.Run("pg_amcheck", "--install-missing", "--heapallindexed", "-h", got.Opened.Socket, "-p", strconv.Itoa(got.Opened.Port), "-U", "postgres", "-d", "postgres")
+	r.pg.Run("pg_amcheck", "--install-missing", "--heapallindexed", "-h", got.Socket, "-p", strconv.Itoa(got.Port), "-U", "postgres", "-d", "postgres")
 	conn.Close(r.t.Context())
 	r.discard(r.path(name))
 }

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/restore"
+	"github.com/holdfast-dr/holdfast/retention"
+)
+
+const tenants = `
+CREATE SCHEMA cms;
+CREATE TABLE cms.project (id int PRIMARY KEY, name text NOT NULL);
+CREATE TABLE cms.record (id int PRIMARY KEY, project_id int NOT NULL REFERENCES cms.project, body text);
+CREATE TABLE cms.comment (id int PRIMARY KEY, record_id int NOT NULL REFERENCES cms.record, body text);
+INSERT INTO cms.project SELECT i, 'project ' || i FROM generate_series(1, 10) i;
+INSERT INTO cms.record SELECT i, 1 + i % 10, repeat('x', 100) FROM generate_series(1, 1000) i;
+INSERT INTO cms.comment SELECT i, 1 + i % 1000, repeat('y', 100) FROM generate_series(1, 3000) i;`
+
+// shortLived lets a snapshot go as soon as there is a newer one.
+const shortLived = `    retention: {window: 1s, daily: 1, keep_at_least: 1s, keep_at_most: 1m, removal_grace: 1s}
+    projects:
+      layout: rows
+      registry: "SELECT id::text, name FROM cms.project"
+      rows: {database: postgres, root: cms.project, key: id}
+      purge: {within: 1h, grace: 1s}
+`
+
+func TestADeletedProjectComesBackInNoRestoreAndIsCertifiedOnceItsLastCopyIsGone(t *testing.T) { // promise 7
+	pg := pgtest.Start(t)
+	pg.Exec(tenants)
+	r := newRig(t, pg, false)
+	r.cluster = shortLived
+	r.configure()
+	r.daemon("db")
+	with := ask[snapshotDoc](r, "db", "snapshot", "take", "cms").ID
+	deleted := ask[deletedDoc](r, "db", "project", "delete", "cms", "7", "--in-live", "--yes")
+	if len(deleted.InLive) != 3 || deleted.State != retention.PurgeResidue {
+		t.Fatalf("deleted: %+v", deleted)
+	}
+	r.hold("db", 4, "purge", "certificate", deleted.Tombstone)
+
+	r.absent(deleted.Tombstone, with)
+	pg.Exec("VACUUM")
+	if one := r.advance(deleted.Tombstone); one.State != retention.PurgeAgeing || one.Certificate != nil {
+		t.Fatalf("after a vacuum: %+v", one)
+	}
+	without := ask[snapshotDoc](r, "db", "snapshot", "take", "cms").ID
+	var one retention.Purge
+	await(t, "the certificate", func() bool {
+		r.hold("db", 0, "retention", "apply", "cms", "--force")
+		one = r.advance(deleted.Tombstone)
+		return one.Certificate != nil
+	})
+	r.certified(one, with, without)
+}
+
+// absent restores the snapshot that has the project, watching who may connect
+// meanwhile, and looks for the project.
+func (r *rig) absent(tombstone, snapshot string) {
+	r.t.Helper()
+	to := r.path("with")
+	stop := r.watchSockets(to)
+	got := r.restore("with", "--snapshot", snapshot, "--immediate")
+	stop()
+	at := r.open("with")
+	i := slices.IndexFunc(got.Tombstones, func(a restore.AppliedTombstone) bool { return a.ID == tombstone })
+	if i < 0 || !got.Tombstones[i].Found {
+		r.t.Errorf("the restore says of tombstones %+v", got.Tombstones)
+	}
+	var gone, others, records, comments int
+	err := r.connect(at, "postgres").QueryRow(r.t.Context(), `SELECT (SELECT count(*) FROM cms.project WHERE id = 7), (SELECT count(*) FROM cms.project),
+		(SELECT count(*) FROM cms.record), (SELECT count(*) FROM cms.comment)`).Scan(&gone, &others, &records, &comments)
+	if err != nil || gone != 0 || others != 9 || records != 900 || comments != 2700 {
+		r.t.Errorf("the restored copy has %d of the deleted project, %d projects, %d records, %d comments (%v)", gone, others, records, comments, err)
+	}
+}
+
+// advance moves every purge on, as the daemon does once a minute: a request for
+// another project that was requested already does nothing else.
+func (r *rig) advance(tombstone string) retention.Purge {
+	r.t.Helper()
+	r.hold("db", 0, "project", "delete", "cms", "8", "--yes")
+	return ask[retention.Purge](r, "db", "purge", "show", tombstone)
+}
+
+func (r *rig) certified(one retention.Purge, with, without string) {
+	r.t.Helper()
+	cert := ask[catalog.Certificate](r, "db", "purge", "certificate", one.Project)
+	var named []string
+	for _, z := range cert.Zones {
+		named = append(named, z.Name)
+		if z.Remaining != 0 || z.ListedAt.IsZero() || z.Versions == 0 {
+			r.t.Errorf("the certificate says of zone %+v", z)
+		}
+	}
+	if slices.Sort(named); !slices.Equal(named, zoneLetters) || cert.Tombstone != one.Project {
+		r.t.Errorf("the certificate names zones %v: %+v", named, cert)
+	}
+	for _, z := range zoneLetters {
+		dir := r.path("zones/" + z + "/clusters/cms/snapshots/")
+		if n := files(filepath.Join(dir, with)); n != 0 {
+			r.t.Errorf("zone %s still has %d files of snapshot %s", z, n, with)
+		}
+		if files(filepath.Join(dir, without)) == 0 {
+			r.t.Errorf("zone %s has nothing of snapshot %s", z, without)
+		}
+	}
+}
+
+// watchSockets looks, until stop, at what the server over a data directory listens
+// on while it is restored: only a Unix socket in a directory of its user alone.
+func (r *rig) watchSockets(dataDir string) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	private, faults := map[string]bool{}, map[string]bool{}
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			for _, s := range listening(dataDir) {
+				info, err := os.Stat(filepath.Dir(s))
+				switch {
+				case strings.HasPrefix(s, "tcp"):
+					faults[s] = true
+				case err == nil && info.Mode().Perm()&0o077 != 0:
+					faults[fmt.Sprintf("%s (%v)", s, info.Mode())] = true
+				default:
+					private[s] = true
+				}
+			}
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() {
+		r.t.Helper()
+		close(quit)
+		<-done
+		if len(faults) > 0 || len(private) != 1 {
+			r.t.Errorf("during the restore the server listened on %v, and on %v", private, faults)
+		}
+	}
+}
+
+// acceptsConnections is __SO_ACCEPTCON of Linux (include/uapi/linux/net.h).
+const acceptsConnections = 1 << 16
+
+// listening are the sockets on which processes over a data directory listen, in
+// the processes' own network namespace: a path, or tcp with a port.
+func listening(dataDir string) (out []string) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range dirs {
+		if cwd, err := os.Readlink(p + "/cwd"); err != nil || cwd != dataDir {
+			continue
+		}
+		held := map[string]bool{}
+		fds, _ := filepath.Glob(p + "/fd/*")
+		for _, fd := range fds {
+			if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "socket:[") {
+				held[strings.Trim(to, "socket:[]")] = true
+			}
+		}
+		table := func(name string) [][]string {
+			text, _ := os.ReadFile(p + "/net/" + name)
+			var rows [][]string
+			for line := range strings.Lines(string(text)) {
+				rows = append(rows, strings.Fields(line))
+			}
+			return rows
+		}
+		for _, row := range append(table("tcp"), table("tcp6")...) {
+			if len(row) > 9 && row[3] == "0A" && held[row[9]] {
+				out = append(out, "tcp "+row[1])
+			}
+		}
+		for _, row := range table("unix") {
+			if len(row) < 8 || !held[row[6]] {
+				continue
+			}
+			if flags, err := strconv.ParseUint(row[3], 16, 32); err == nil && flags&acceptsConnections != 0 {
+				out = append(out, row[7])
+			}
+		}
+	}
+	return out
+}
