@@ -59,12 +59,7 @@ func (n *node) daemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return api.Run(gctx, listeners...) })
-	g.Go(func() error { return n.vault.Run(gctx) })
-	g.Go(func() error { return n.ledger.Run(gctx) })
-	g.Go(func() error { return n.runner.Run(gctx) })
-	g.Go(func() error { return n.watch(gctx) })
+	var archives []*protected
 	for _, c := range n.cfg.Clusters {
 		if c.Connection == "" {
 			continue
@@ -73,6 +68,29 @@ func (n *node) daemon(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		archives = append(archives, p)
+	}
+	// Jobs end first: what they still do needs the archive, the zones and the ledger.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, gctx := errgroup.WithContext(serving)
+	working, rest := context.WithCancel(gctx)
+	defer context.AfterFunc(ctx, rest)()
+	g.Go(func() error {
+		defer stop()
+		return n.runner.Run(working)
+	})
+	g.Go(func() error { return api.Run(gctx, listeners...) })
+	g.Go(func() error { return n.vault.Run(gctx) })
+	g.Go(func() error { return n.ledger.Run(gctx) })
+	g.Go(func() error { return n.watch(gctx) })
+	g.Go(func() error {
+		if err := n.closeDrills(gctx); err != nil && gctx.Err() == nil {
+			n.log.Error("cut-off drills have no outcome yet; the next start tries again", zap.Error(err))
+		}
+		return nil
+	})
+	for _, p := range archives {
 		g.Go(func() error { return p.Run(gctx) })
 	}
 	n.log.Info("daemon started", zap.String("node", n.cfg.Node.Name), zap.String("repository", n.repoID), zap.String("ledger", n.ledger.Origin()), zap.String("version", version))

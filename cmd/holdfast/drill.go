@@ -242,12 +242,13 @@ func (n *node) closeDrill(ctx context.Context, name string, slot drills.Slot, wh
 	if err != nil {
 		return err
 	}
+	n.closing.Lock() // two at once would both find it open
+	defer n.closing.Unlock()
 	_, err = drills.Missed(ctx, deps, def, slot, why)
 	return err
 }
 
-// sweepDrills removes what killed drills left, and gives slots that nobody will
-// run again an outcome.
+// sweepDrills removes what killed drills left.
 func (n *node) sweepDrills(ctx context.Context) error {
 	var errs []error
 	for _, d := range n.cfg.Drills {
@@ -261,7 +262,7 @@ func (n *node) sweepDrills(ctx context.Context) error {
 			n.log.Warn("removed what a killed drill left", zap.String("drill", s.Name), zap.String("slot", s.Slot))
 		}
 	}
-	return errors.Join(append(errs, n.closeDrills(ctx))...)
+	return errors.Join(errs...)
 }
 
 // zoneLog is a ledger as the zones hold it, for reading drills back.

@@ -20,6 +20,10 @@ const (
 	jobDrill     = "drill"
 )
 
+// orderAttempts is how often an order of a person is begun: an error ends it, but
+// the daemon may die under it.
+const orderAttempts = 3
+
 // order is the payload of a job: what it is about, and whether a person asked.
 type order struct {
 	Cluster string `json:"cluster,omitempty"`
@@ -42,7 +46,12 @@ func (n *node) handlers() map[string]scheduler.Handler {
 			if o.Human {
 				ctx = asHuman(ctx)
 			}
-			return do(ctx, job, o, progress)
+			out, err := do(ctx, job, o, func(v any) { progress(v); crashPoint("during "+job.Kind, v) })
+			crashPoint("after "+job.Kind, nil)
+			if err != nil && o.Human && ctx.Err() == nil {
+				err = scheduler.Cancel(err) // who asked is told; only a death of the daemon is made up for
+			}
+			return out, err
 		}
 	}
 	return out
@@ -109,7 +118,7 @@ func (n *node) schedules() []scheduler.Schedule {
 		}
 		out = append(out, scheduler.Schedule{
 			Name: "drill/" + d.Name, Spec: string(d.Schedule), Kind: jobDrill, Lane: "drill/" + d.Environment,
-			Payload: marshal(order{Drill: d.Name}), Limit: d.Limits.Time.Std() + time.Hour, MaxAttempts: 1,
+			Payload: marshal(order{Drill: d.Name}), Limit: d.Limits.Time.Std() + time.Hour, MaxAttempts: 3, // its slot keeps its choice and gets one outcome, however often it is begun
 		})
 	}
 	return out
@@ -132,7 +141,7 @@ func (n *node) missed(ctx context.Context, s scheduler.Schedule, slots []time.Ti
 		return err
 	}
 	if s.Kind == jobDrill {
-		return n.missedDrills(ctx, o.Drill, slots)
+		return n.missedDrills(ctx, o.Drill, slots, "no daemon ran when it was due")
 	}
 	if s.Kind != jobSnapshot {
 		return nil
@@ -147,6 +156,9 @@ func (n *node) finished(ctx context.Context, job scheduler.Job) {
 	if job.State == scheduler.Done {
 		n.settle(ctx, key, fmt.Sprintf("job %d did it", job.ID))
 		return
+	}
+	if job.Kind == jobDrill {
+		n.drillGaveUp(ctx, job)
 	}
 	if job.State == scheduler.Failed && job.Kind != jobSnapshot && job.Kind != jobDrill {
 		n.raise(ctx, incident.Incident{
@@ -166,7 +178,7 @@ func (n *node) run(ctx context.Context, kind, lane string, o order, progress fun
 		}
 		return marshal(out), nil
 	}
-	id, _, err := n.runner.Enqueue(ctx, scheduler.Job{Kind: kind, Lane: lane, Payload: marshal(o), MaxAttempts: 1})
+	id, _, err := n.runner.Enqueue(ctx, scheduler.Job{Kind: kind, Lane: lane, Payload: marshal(o), MaxAttempts: orderAttempts})
 	if err != nil {
 		return nil, err
 	}

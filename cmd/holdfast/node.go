@@ -39,6 +39,7 @@ type node struct {
 	runner    *scheduler.Runner // nil without a daemon
 
 	keeping  sync.Mutex // retention and purges act one at a time
+	closing  sync.Mutex // slots of drills get their outcome one at a time
 	mu       sync.Mutex
 	clusters map[string]*protected // by name; those with a connection
 }
