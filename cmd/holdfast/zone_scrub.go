@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 )
@@ -175,8 +176,8 @@ func digestOf(ctx context.Context, z *zone.Zone, name string, size int64) (int64
 	return n, hex.EncodeToString(h.Sum(nil)), err
 }
 
-// scrubRefs are the objects that must be there: what trusted notes name, and the
-// notes themselves. What lies under a forgotten mark is left out.
+// scrubRefs are the objects that must be there: what trusted notes name, the
+// notes themselves, and the ledgers. What lies under a forgotten mark is left out.
 func (w *world) scrubRefs(ctx context.Context) (refs []catalog.Ref, faults []string, err error) {
 	clusters, err := w.catalog.Clusters(ctx)
 	if err != nil {
@@ -219,6 +220,14 @@ func (w *world) scrubRefs(ctx context.Context) (refs []catalog.Ref, faults []str
 		if err := notes(prefix, func(string) bool { return false }); err != nil {
 			return nil, nil, err
 		}
+	}
+	entries, bad, err := ledger.Objects(ctx, ledger.FromReader(w.vault.Reader()), w.trust, w.repoID)
+	if err != nil {
+		return nil, nil, err
+	}
+	faults = append(faults, bad...)
+	for _, o := range entries {
+		add(catalog.Ref(o))
 	}
 	return refs, faults, nil
 }

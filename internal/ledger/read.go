@@ -91,7 +91,7 @@ func Read(ctx context.Context, src Source, c Checkpoint, from, to int64) ([]Reco
 	if to < 0 || to > c.Size {
 		to = c.Size
 	}
-	hashes := tlog.TileHashReader(tlog.Tree{N: c.Size, Hash: c.Root}, &tileReader{ctx, src, c})
+	hashes := provenBy(ctx, src, c)
 	var out []Record
 	for i := max(from, 0); i < to; {
 		end := min(to, (i/width+1)*width)
@@ -136,6 +136,47 @@ func readBundle(ctx context.Context, src Source, c Checkpoint, n int64, hashes t
 		return nil
 	})
 	return leaves, err
+}
+
+// provenBy reads hashes that the root of c proves. Where the first copies of the
+// tiles on the way do not, those that most zones show are tried.
+func provenBy(ctx context.Context, src Source, c Checkpoint) tlog.HashReader {
+	tree := tlog.Tree{N: c.Size, Hash: c.Root}
+	first, most := tlog.TileHashReader(tree, &tileReader{ctx, src, c}), tlog.TileHashReader(tree, &mostCopies{tileReader{ctx, src, c}})
+	return tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		hashes, err := first.ReadHashes(indexes)
+		if err != nil && ctx.Err() == nil {
+			hashes, err = most.ReadHashes(indexes)
+		}
+		return hashes, err
+	})
+}
+
+// mostCopies reads every zone's copy of a tile and takes the one that most show.
+type mostCopies struct{ tileReader }
+
+var errMore = errors.New("looking at every zone")
+
+func (r *mostCopies) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
+	out := make([][]byte, len(tiles))
+	for i, t := range tiles {
+		votes := map[string]int{}
+		_, err := r.src.Fetch(r.ctx, OriginDir(r.c.Origin)+tilePath(t), func(_ string, body []byte) error {
+			if len(body) == t.W*tlog.HashSize {
+				votes[string(body)]++
+			}
+			return errMore
+		})
+		for body, n := range votes {
+			if n > votes[string(out[i])] {
+				out[i] = []byte(body)
+			}
+		}
+		if out[i] == nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // tileReader reads tiles for tlog, which checks them against the root.

@@ -105,20 +105,7 @@ func (v *verifier) partials(ctx context.Context, l *verified, n int64, leaves []
 // tiles compares every tile of hashes up to the largest checkpoint with what the
 // entries give.
 func (v *verifier) tiles(ctx context.Context, l *verified) error {
-	all := slices.DeleteFunc(slices.Clone(l.listed.tiles), func(t tlog.Tile) bool {
-		levels := uint(height * max(t.L, 0))
-		return t.L == entriesLevel || t.L > 6 || t.N >= 1<<(62-levels)/width || (t.N*width+int64(t.W))<<levels > l.top.Size
-	})
-	seen := map[tlog.Tile]bool{}
-	for _, t := range all {
-		seen[t] = true
-	}
-	for _, t := range tlog.NewTiles(height, 0, l.top.Size) { // a missing one is read, too
-		if !seen[t] {
-			all = append(all, t)
-		}
-	}
-	for _, t := range all {
+	for _, t := range l.hashTiles() {
 		want, err := tlog.ReadTileData(t, l)
 		if err != nil {
 			v.faultf(l.name, t.N*width<<(height*t.L), tilePath(t), "its entries could not be read")
@@ -139,6 +126,25 @@ func (v *verifier) tiles(ctx context.Context, l *verified) error {
 		}
 	}
 	return nil
+}
+
+// hashTiles are the tiles of hashes up to the largest checkpoint: those that are
+// listed, and those that the log needs.
+func (l *verified) hashTiles() []tlog.Tile {
+	all := slices.DeleteFunc(slices.Clone(l.listed.tiles), func(t tlog.Tile) bool {
+		levels := uint(height * max(t.L, 0))
+		return t.L == entriesLevel || t.L > 6 || t.N >= 1<<(62-levels)/width || (t.N*width+int64(t.W))<<levels > l.top.Size
+	})
+	seen := map[tlog.Tile]bool{}
+	for _, t := range all {
+		seen[t] = true
+	}
+	for _, t := range tlog.NewTiles(height, 0, l.top.Size) { // a missing one is read, too
+		if !seen[t] {
+			all = append(all, t)
+		}
+	}
+	return all
 }
 
 // read looks at the records of a bundle that begins at index first.
