@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The long run: every test SOAKCOUNT times under the race detector, then every
+# fuzz target for SOAKFUZZ. Writes docs/results/<date>-soak.md with what was run
+# and how it ended, whatever the end.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+count=${SOAKCOUNT:-3}
+fuzz=${SOAKFUZZ:-2m}
+mkdir -p docs/results
+out=docs/results/$(date -u +%Y-%m-%d)-soak.md
+log=$(mktemp -d "${TMPDIR:-/tmp}/holdfast-soak.XXXXXX")
+dirty=$(git status --porcelain --untracked-files=no | wc -l)
+
+step() { # name, command…: runs it, and adds a line to the report
+  local name=$1 began=$SECONDS outcome=passed
+  shift
+  "$@" >"$log/$name.log" 2>&1 || outcome=FAILED
+  echo "| $name | \`$*\` | $((SECONDS - began)) s | $outcome |" >>"$out"
+  echo "$name: $outcome"
+  [ $outcome = passed ] || { worst=1; { echo; grep -hE '^(--- FAIL|FAIL|panic:|FAILED|WARNING: DATA RACE)' "$log/$name.log" | head -50 | sed 's/^/    /'; echo; } >>"$log/faults"; }
+}
+
+worst=0
+{
+  echo "# Soak, $(date -u +%Y-%m-%dT%H:%MZ)"
+  echo
+  echo "- commit $(git rev-parse HEAD), $dirty files changed since"
+  echo "- $(go version), $(nproc) processors, $(uname -sr)"
+  for p in /usr/lib/postgresql/*/bin/postgres; do [ -x "$p" ] && echo "- $("$p" --version)"; done
+  echo "- age $(age --version 2>/dev/null || echo 'is not installed'), $(zstd --version 2>/dev/null | grep -oE 'v[0-9.]+' | head -1 | sed 's/^/zstd /')"
+  echo
+  echo "| step | command | took | outcome |"
+  echo "|---|---|---|---|"
+} >"$out"
+step tests go test -race -p 2 -count="$count" -timeout 120m ./...
+step fuzz bash bench/fuzz.sh "$fuzz"
+if [ -s "$log/faults" ]; then
+  { echo; echo "What failed:"; cat "$log/faults"; } >>"$out"
+fi
+{ echo; echo "Not part of it: relations beyond 1 GB, a million relations, hours under load."; } >>"$out"
+echo "written: $out; logs: $log"
+exit $worst
