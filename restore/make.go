@@ -56,7 +56,7 @@ func MakePlan(in Inputs) (Plan, error) {
 	if in.Moment.Stop != 0 {
 		in.Moment.Upto = min(in.Moment.Upto, left)
 	}
-	wal, err := files(legs, pieces(in.Legs, in.Notes), s.SegSize, s.StartLSN, fetchTo(in.Moment, s))
+	wal, err := files(legs, pieces(in.Legs, in.Notes), s.SegSize, s.StartLSN, fetchTo(in.Moment, s, in.Notes))
 	if err != nil {
 		return Plan{}, fmt.Errorf("planning a restore of %s to %s from snapshot %s: %w", in.Cluster, in.Target, s.ID, err)
 	}
@@ -84,8 +84,18 @@ func MakePlan(in Inputs) (Plan, error) {
 	return p, err
 }
 
-// fetchTo is where the WAL that must be there ends.
-func fetchTo(m Moment, s catalog.Snapshot) lsn.LSN { return max(m.End.LSN, m.Upto, s.StopLSN) }
+// fetchTo is where the WAL that must be there ends. A record that switches
+// segments ends where the next one begins; of the bytes between, which say
+// nothing, an archive that ends with it has only some.
+func fetchTo(m Moment, s catalog.Snapshot, notes []catalog.Noted[catalog.WAL]) lsn.LSN {
+	end := max(m.End.LSN, m.Upto, s.StopLSN)
+	for _, n := range notes {
+		if w := n.Body; w.From < w.To && w.To < end && w.LastRecordEnd == end {
+			return max(w.To, s.StopLSN)
+		}
+	}
+	return end
+}
 
 // applies says whether a tombstone must be replayed in a database restored to
 // end: not, where the restored history holds the moment at which live was seen

@@ -259,3 +259,24 @@ func TestDebiansConfigurationComesIntoTheDataDirectory(t *testing.T) {
 		t.Errorf("%v, %v", left, err)
 	}
 }
+
+// The archive of a server that died right after a snapshot ends with the record
+// that switches segments: the rest of its segment says nothing, and is not there.
+func TestAnArchiveThatEndsWithASwitchOfSegmentsIsEnough(t *testing.T) {
+	in := inputs()
+	last := archived("slice", 1, 2*mib, 2*mib+8192)
+	last.Body.LastRecordEnd = 3 * mib
+	in.Legs, in.Timeline, in.Notes, in.Moment.End.LSN = []leg{{1, 0, endless}}, 1, []catalog.Noted[catalog.WAL]{last}, 3*mib
+	p, err := MakePlan(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := p.Files[0]; f.Size != int64(mib) || len(f.Parts) != 1 || f.Parts[0].Len != 8192 || p.ExpectedEnd.LSN != 3*mib {
+		t.Errorf("%+v, to %s", p.Files, p.ExpectedEnd.LSN)
+	}
+	last.Body.LastRecordEnd = 2*mib + 8000
+	in.Notes[0] = last
+	if _, err := MakePlan(in); err == nil {
+		t.Error("WAL that is missing is not noticed")
+	}
+}
