@@ -21,6 +21,10 @@ help: ## Show the targets
 build: ## Build bin/holdfast
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/holdfast
 
+.PHONY: bin/sqlrun
+bin/sqlrun:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./bench/sqlrun
+
 deps: ## Install what tests and the demo need from the system: PostgreSQL, age, zstd
 	@bash bench/install.sh
 
@@ -45,7 +49,7 @@ fmt: $(BIN)/gofumpt ## Format
 test: deps tools build ## Run every test, with the race detector
 	$(GO) test $(TESTFLAGS) $(PKGS)
 
-demo: deps tools build ## Tell the whole story on a real PostgreSQL (KEEP=1 leaves it running)
+demo: deps build bin/sqlrun ## Tell the whole story on a real PostgreSQL (KEEP=1 leaves it running)
 	@bash bench/demo.sh $(if $(KEEP),--keep)
 
 FUZZTIME ?= 30s
