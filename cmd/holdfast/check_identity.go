@@ -111,7 +111,7 @@ func identityFiles(c *configs.Config) []string {
 			if e.IsDir() && path != real(dir) && (real(dir) != real(c.Node.State) || slices.Contains(skip, path)) {
 				return fs.SkipDir
 			}
-			if e.Type().IsRegular() && holdsIdentity(path) {
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && holdsIdentity(path) { // a link leads to one, too
 				out = append(out, path)
 			}
 			return nil
