@@ -63,10 +63,16 @@ func (r *run) finish(ctx context.Context) (Record, error) {
 	if c := r.deps.Log.Status().Anchored; c.Size > index {
 		r.rec.Ledger.Checkpoint = checkpoint(c)
 	}
-	if err := errors.Join(r.prove(ctx), r.tell(now)); err != nil {
-		return r.rec, fmt.Errorf("drill %s ended with %s and is recorded; not done: %w", r.rec.ID, r.rec.Outcome.Outcome, err)
+	return r.rec, r.conclude(ctx)
+}
+
+// conclude does what follows from an outcome that is in the ledger; doing it
+// again changes nothing.
+func (r *run) conclude(ctx context.Context) error {
+	if err := errors.Join(r.prove(ctx), r.tell(r.rec.FinishedAt)); err != nil {
+		return fmt.Errorf("drill %s ended with %s and is recorded; not done: %w", r.rec.ID, r.rec.Outcome.Outcome, err)
 	}
-	return r.rec, nil
+	return nil
 }
 
 func checkpoint(c ledger.Checkpoint) string { return fmt.Sprintf("%d %s", c.Size, c.Root) }

@@ -32,15 +32,17 @@ type run struct {
 // error without a record means that it did not start; an error with one that the
 // record, its proof or its incident could not be written down.
 //
-// A slot that has its outcome is not run again: its record is returned. One that
-// was cut off runs again with the choice that it had.
+// A slot that has its outcome is not run again: its record is returned, with the
+// proof and the incident that a process which died behind it may not have kept.
+// One that was cut off runs again with the choice that it had.
 func Run(ctx context.Context, deps Deps, def Definition, slot Slot) (Record, error) {
 	r, old, err := begin(ctx, deps, def, slot)
 	if err != nil {
 		return Record{}, fmt.Errorf("drill %s: %w", def.Name, err)
 	}
 	if old != nil {
-		return *old, nil
+		r.rec = *old
+		return *old, r.conclude(context.WithoutCancel(ctx))
 	}
 	limited, stop := context.WithTimeoutCause(ctx, def.Limits.Time, errTime)
 	r.drill(limited)
@@ -63,7 +65,7 @@ func begin(ctx context.Context, deps Deps, def Definition, slot Slot) (*run, *Re
 		return nil, nil, err
 	}
 	if told.outcome != nil {
-		return nil, told.outcome, nil
+		return r, told.outcome, nil
 	}
 	if told.due == nil {
 		return r, nil, r.announce(ctx)
