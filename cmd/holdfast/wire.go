@@ -237,12 +237,12 @@ func openDriver(z configs.Zone) (zone.Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
-	c.Credentials = s3zone.Keys{AccessKey: keys.AccessKey, SecretKey: keys.SecretKey}
+	c.Credentials = s3zone.Keys(keys)
 	if s.LedgerCredentials != nil {
 		if keys, err = s.LedgerCredentials.Load(); err != nil {
 			return nil, fmt.Errorf("ledger_credentials: %w", err)
 		}
-		c.LedgerCredentials = s3zone.Keys{AccessKey: keys.AccessKey, SecretKey: keys.SecretKey}
+		c.LedgerCredentials = s3zone.Keys(keys)
 	}
 	if s.CA != nil {
 		if c.CA, err = s.CA.Load(); err != nil {
