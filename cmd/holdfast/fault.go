@@ -56,6 +56,7 @@ func codeOf(err error) int {
 	var f *fault
 	var p *server.Problem
 	var c configs.Faults
+	var s silent
 	switch {
 	case err == nil:
 		return exitDone
@@ -65,6 +66,8 @@ func codeOf(err error) int {
 		return p.Exit
 	case errors.As(err, &c):
 		return exitUsage
+	case errors.As(err, &s):
+		return s.code
 	}
 	return exitFailed
 }

@@ -222,6 +222,20 @@ func (e *env) verifyDirectory(ctx context.Context, dir, repository string, keys 
 	return e.verifyLedger(ctx, ledger.Dir(dir), trust, repository)
 }
 
+// outcomes counts how drills ended, in words.
+func outcomes(counts map[string]int) string {
+	var parts []string
+	for _, o := range ledger.Outcomes {
+		if n := counts[o]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, o))
+		}
+	}
+	if len(parts) == 0 {
+		return "no outcome yet"
+	}
+	return "outcomes: " + strings.Join(parts, ", ")
+}
+
 // verifyLedger verifies and says what was seen.
 func (e *env) verifyLedger(ctx context.Context, src ledger.Source, trust seal.Trust, repository string) error {
 	rep, err := ledger.Verify(ctx, src, trust, ledger.VerifyOptions{Repository: repository, Now: time.Now()})
@@ -233,7 +247,7 @@ func (e *env) verifyLedger(ctx context.Context, src ledger.Source, trust seal.Tr
 			fmt.Fprintf(out, "ledger %s: %d entries from %s to %s under %d checkpoints, root %s, signed by %s\n", o.Origin, o.Size, clock(o.First), clock(o.Last), o.Checkpoints, o.Root, strings.Join(o.Signers, ", "))
 		}
 		s := rep.Slots
-		fmt.Fprintf(out, "drills: %d were due, %d of them still pending, %d without an outcome; %d unasked; outcomes %v\n", s.Due, s.Pending, len(s.Missing), s.Unasked, s.Outcomes)
+		fmt.Fprintf(out, "drills: %d were due, %d of them still pending, %d without an outcome; %d unasked; %s\n", s.Due, s.Pending, len(s.Missing), s.Unasked, outcomes(s.Outcomes))
 		for _, f := range rep.Faults {
 			fmt.Fprintln(out, "FAULT", f)
 		}

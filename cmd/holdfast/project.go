@@ -364,8 +364,19 @@ func (e *env) purgeCommand() *cobra.Command {
 	return cmd
 }
 
+// purgeMeans says what a state comes to, and what it waits for.
+var purgeMeans = map[string]string{
+	retention.PurgeRequested: "the live database still has rows of it, or was not looked at yet: delete them there (`project delete --in-live` does)",
+	retention.PurgeResidue:   "the live database has no row of it; its bytes stay in the tables' files until a vacuum has passed (autovacuum's, or yours)",
+	retention.PurgeAgeing:    "the live database is clean; the zones' copies end as retention removes them",
+	retention.PurgeDone:      "no zone holds a copy",
+}
+
 func purgeText(out io.Writer, p retention.Purge) {
 	fmt.Fprintf(out, "purge %s of %s: %s\n  requested %s, deadline %s, last copy ends %s\n", p.Project, p.Cluster, p.State, clock(p.RequestedAt), clock(p.Deadline), clock(p.LastCopyEnds))
+	if means := purgeMeans[p.State]; means != "" {
+		fmt.Fprintln(out, " ", means)
+	}
 	for _, t := range p.Waiting {
 		fmt.Fprintln(out, "  live must still vacuum", t)
 	}

@@ -178,7 +178,11 @@ func planText(w io.Writer, p restore.Plan) {
 	fmt.Fprintf(w, "tombstones     %d deleted projects are removed before anyone can connect\n", len(p.Tombstones))
 	fmt.Fprintf(w, "freshness      %s\n", p.Freshness)
 	for _, z := range p.Zones {
-		fmt.Fprintf(w, "zone %-10s snapshot whole: %v, WAL to %s %s\n", z.Name, z.Snapshot, z.WALTo, z.Err)
+		has := "lacks the snapshot or parts of it"
+		if z.Snapshot {
+			has = "has the snapshot whole"
+		}
+		fmt.Fprintf(w, "zone %-10s %s, WAL to %s%s\n", z.Name, has, z.WALTo, after(": ", z.Err))
 	}
 	fmt.Fprintln(w, "the same by hand:")
 	for _, c := range p.Commands {
@@ -295,7 +299,11 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 	fmt.Fprintf(out, "restored to %s\n", d.RestoredTo)
 	fmt.Fprintf(out, "reached    %s (%s); expected %s: complete\n", d.Reached.LSN, clock(d.Reached.Time), d.Expected.LSN)
 	for _, t := range d.Tombstones {
-		fmt.Fprintf(out, "tombstone  %s: found %v, %d tables\n", t.ID, t.Found, len(t.Counts))
+		was := "nothing of that project was in it"
+		if t.Found {
+			was = fmt.Sprintf("the project was in it, and was removed from %d tables", len(t.Counts))
+		}
+		fmt.Fprintf(out, "tombstone  %s: %s\n", t.ID, was)
 	}
 	fmt.Fprintf(out, "took       %.1f s: fetch %.1f, replay %.1f, verify %.1f\n", d.Seconds.Total, d.Seconds.Fetch, d.Seconds.Replay, d.Seconds.Verify)
 	if d.Opened != nil {

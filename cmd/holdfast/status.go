@@ -197,15 +197,23 @@ func (d statusDoc) text(w io.Writer) {
 			fmt.Fprintln(w, "  MISSED        ", m)
 		}
 		for _, i := range c.Incidents {
-			fmt.Fprintf(w, "  INCIDENT       %s (%s): %s\n", i.Title, ago(i.OpenedAt, d.At), i.Detail)
+			fmt.Fprintf(w, "  INCIDENT       %s, since %s; see `holdfast incident show %s`\n", i.Title, clock(i.OpenedAt), i.Key)
 		}
 	}
 	for _, z := range d.Zones {
-		fmt.Fprintf(w, "zone %-12s %s, %d objects behind %s\n", z.Name, z.State, z.Behind, z.Err)
+		fmt.Fprintf(w, "zone %-12s %s, %d objects behind%s\n", z.Name, z.State, z.Behind, after(": ", z.Err))
 	}
 	if !d.Daemon {
 		fmt.Fprintln(w, "no daemon answers on this node: RPO and incidents are not known")
 	}
+}
+
+// after puts a separator before what is there, and nothing before nothing.
+func after(sep, s string) string {
+	if s == "" {
+		return ""
+	}
+	return sep + s
 }
 
 func (measure) text(s *float64) string {

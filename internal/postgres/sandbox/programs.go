@@ -141,7 +141,10 @@ func (p Programs) run(ctx context.Context, opt runOptions, program string, args 
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w (%w)", ctx.Err(), err)
 		}
-		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(stderr.Tail()))
+		if said := strings.TrimSpace(stderr.Tail()); said != "" {
+			return fmt.Errorf("%s: %w: %s", program, err, said)
+		}
+		return fmt.Errorf("%s: %w", program, err)
 	}
 	return nil
 }
