@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,12 +110,17 @@ func (w *world) walOf(ctx context.Context, name string) (walCluster, error) {
 	if err != nil {
 		return c, err
 	}
+	marks, err := w.catalog.Forgotten(ctx, name)
+	if err != nil {
+		return c, err
+	}
 	spans := catalog.Stretches(entries.List)
 	var end lsn.LSN
 	for i, s := range spans {
 		c.Stretches = append(c.Stretches, stretch{s.Epoch, s.Timeline, s.From, s.To})
 		end = max(end, s.To)
-		if i > 0 && spans[i-1].Epoch == s.Epoch && spans[i-1].Timeline == s.Timeline {
+		if i > 0 && spans[i-1].Epoch == s.Epoch && spans[i-1].Timeline == s.Timeline &&
+			!letGo(catalog.WALSpan{Epoch: s.Epoch, Timeline: s.Timeline, From: spans[i-1].To, To: s.From}, marks.Bodies()) {
 			c.Gaps = append(c.Gaps, gapDoc{From: spans[i-1].To, To: s.From, Timeline: s.Timeline})
 		}
 	}
@@ -122,6 +129,21 @@ func (w *world) walOf(ctx context.Context, name string) (walCluster, error) {
 	}
 	c.Window, err = w.window(ctx, name, snaps, entries.List, spans)
 	return c, err
+}
+
+// letGo says that retention let all of a stretch go: then it is no gap.
+func letGo(gap catalog.WALSpan, marks []catalog.Forgotten) bool {
+	var gone []catalog.WALSpan
+	for _, m := range marks {
+		gone = append(gone, m.WAL...)
+	}
+	slices.SortFunc(gone, func(a, b catalog.WALSpan) int { return cmp.Compare(a.From, b.From) })
+	for _, s := range gone {
+		if s.Epoch == gap.Epoch && s.Timeline == gap.Timeline && s.From <= gap.From {
+			gap.From = max(gap.From, s.To)
+		}
+	}
+	return gap.From >= gap.To
 }
 
 func zoneWAL(name string, err error, entries []catalog.WALEntry, end lsn.LSN) walZone {
