@@ -104,9 +104,23 @@ func (n *node) listen(ctx context.Context) ([]net.Listener, error) {
 	return list, nil
 }
 
+// health answers 200 while enough zones answer for a write, else 503: what a
+// supervisor or load balancer asks. It says which zones do not.
 func (n *node) health(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	fmt.Fprintln(w, "ok")
+	up := 0
+	var down []string
+	for _, z := range n.vault.State() {
+		if z.State == "up" {
+			up++
+		} else {
+			down = append(down, z.Name)
+		}
+	}
+	if up < n.cfg.Repository.WriteQuorum {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	fmt.Fprintf(w, "%d zones answer, a write needs %d; away: %v\n", up, n.cfg.Repository.WriteQuorum, down)
 }
 
 // follow waits for a job that the daemon took, telling its progress, and gives
