@@ -15,11 +15,11 @@ import (
 
 // Swept is what a sweep did for one mark.
 type Swept struct {
-	Mark    string
-	Removed int               // objects that some zone still had
-	Left    map[string]int    // by zone: versions that it retains or could not remove
-	Owed    map[string]string // zones that did not answer, and why
-	Done    bool              // every zone's own listing of versions shows nothing of it
+	Mark    string            `json:"mark"`
+	Removed int               `json:"removed"` // objects that some zone still had
+	Left    map[string]int    `json:"left"`    // by zone: versions that it retains or could not remove
+	Owed    map[string]string `json:"owed"`    // zones that did not answer, and why
+	Done    bool              `json:"done"`    // every zone's own listing of versions shows nothing of it
 }
 
 // Sweep is the second act: it removes from every zone what due marks name and

@@ -37,10 +37,10 @@ type VerifyConfig struct {
 
 // VerifyReport is what [Verify] saw.
 type VerifyReport struct {
-	Snapshot catalog.Snapshot
-	Objects  int // that the snapshot needs, its list and note included
-	Zones    []ZoneReport
-	Deep     *DeepReport `json:",omitempty"` // with identities only
+	Snapshot catalog.Snapshot `json:"snapshot"`
+	Objects  int              `json:"objects"` // that the snapshot needs, its list and note included
+	Zones    []ZoneReport     `json:"zones"`
+	Deep     *DeepReport      `json:"deep,omitempty"` // with identities only
 }
 
 // OK says that every zone holds every object as it should be (after healing) and
@@ -56,17 +56,20 @@ func (r VerifyReport) OK() bool {
 
 // ZoneReport is one zone's part in it.
 type ZoneReport struct {
-	Name        string
-	Good        int // copies with the right bytes
-	Missing     int
-	Wrong       int
-	Unreachable string        `json:",omitempty"` // why its word could not be had
-	Faults      []ObjectFault `json:",omitempty"` // the first thousand
-	Healed      []string      `json:",omitempty"`
+	Name        string        `json:"name"`
+	Good        int           `json:"good"` // copies with the right bytes
+	Missing     int           `json:"missing"`
+	Wrong       int           `json:"wrong"`
+	Unreachable string        `json:"unreachable,omitempty"` // why its word could not be had
+	Faults      []ObjectFault `json:"faults,omitempty"`      // the first thousand
+	Healed      []string      `json:"healed,omitempty"`
 }
 
 // ObjectFault is a copy that is missing or wrong.
-type ObjectFault struct{ Name, Fault string }
+type ObjectFault struct {
+	Name  string `json:"name"`
+	Fault string `json:"fault"`
+}
 
 const maxFaults = 1000
 

@@ -17,11 +17,12 @@ const maxManifest = 4 << 30
 
 // DeepReport is what the opened packs showed.
 type DeepReport struct {
-	Packs, Frames int
-	Pages         catalog.Pages
+	Packs  int           `json:"packs"`
+	Frames int           `json:"frames"`
+	Pages  catalog.Pages `json:"pages"`
 	// Faults are what the note did not tell: frames that do not open, pages that
 	// are bad beyond those that were bad when they were taken.
-	Faults []ObjectFault
+	Faults []ObjectFault `json:"faults"`
 }
 
 // deep checks what is inside the packs.

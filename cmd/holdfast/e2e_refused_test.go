@@ -14,7 +14,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 )
 
-func TestADatabaseHostHoldsNoKeyThatOpensDataOrItsCheckFails(t *testing.T) { // promise 8
+func TestADatabaseHostHoldsNoKeyThatOpensDataOrItsCheckFails(t *testing.T) { // promise 3
 	r := newRig(t, pgtest.Start(t), false)
 	r.configure()
 	r.daemon("db")

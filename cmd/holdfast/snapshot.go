@@ -319,7 +319,11 @@ func verifyText(out io.Writer, rep snapshot.VerifyReport) {
 		}
 	}
 	if rep.Deep != nil {
-		fmt.Fprintf(out, "  opened: %+v\n", *rep.Deep)
+		d := rep.Deep
+		fmt.Fprintf(out, "  opened: %d packs, %d frames, %d pages checked, %d bad, %d faults\n", d.Packs, d.Frames, d.Pages.Checked, d.Pages.Bad, len(d.Faults))
+		for _, f := range d.Faults {
+			fmt.Fprintf(out, "    %s: %s\n", f.Name, f.Fault)
+		}
 	}
 }
 
