@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/incident"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/server"
 	"github.com/holdfast-dr/holdfast/scheduler"
 )
@@ -82,7 +83,7 @@ func (n *node) daemon(ctx context.Context) error {
 	})
 	g.Go(func() error { return api.Run(gctx, listeners...) })
 	g.Go(func() error { return n.vault.Run(gctx) })
-	g.Go(func() error { return n.ledger.Run(gctx) })
+	g.Go(func() error { return n.keepLedger(gctx) })
 	g.Go(func() error { return n.watch(gctx) })
 	g.Go(func() error {
 		if err := n.closeDrills(gctx); err != nil && gctx.Err() == nil {
@@ -103,6 +104,21 @@ func (n *node) daemon(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// keepLedger runs the ledger. A log that a copy of this state wrote as well is for
+// good at its end, and no reason to archive nothing: what must be in the ledger
+// before it is done fails from here on.
+func (n *node) keepLedger(ctx context.Context) error {
+	err := n.ledger.Run(ctx)
+	if !errors.Is(err, ledger.ErrForked) && !errors.Is(err, ledger.ErrRolledBack) {
+		return err
+	}
+	n.raise(context.WithoutCancel(ctx), incident.Incident{
+		Key: "ledger-forked", Severity: "critical", Title: "the ledger of this node was written by another copy of its state",
+		Detail: err.Error(), Remedy: "stop the other copy; then stop this daemon, move " + n.state("ledger") + " away and start again",
+	})
+	return nil
 }
 
 // sdNotify tells systemd, where there is one.

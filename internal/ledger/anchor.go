@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -154,9 +155,11 @@ func (l *Ledger) lookForCheckpoints(ctx context.Context) error {
 	return nil
 }
 
-// lookAhead lists the bundle that the next entry after ours would stand in.
+// lookAhead lists the bundle that the next entry after ours would stand in: a
+// wider one is of a later state, and one that we did not anchor must be ours.
 func (l *Ledger) lookAhead(ctx context.Context) error {
-	mine := l.Status().Size
+	st := l.Status()
+	mine := st.Size
 	have := int(mine % width)
 	prefix := OriginDir(l.Origin()) + tilePath(bundleOf(mine/width, width))
 	names, err := l.conf.Store.List(ctx, prefix)
@@ -165,11 +168,35 @@ func (l *Ledger) lookAhead(ctx context.Context) error {
 	}
 	for _, name := range names {
 		t, ok := parseTilePath(strings.TrimPrefix(name, OriginDir(l.Origin())))
-		if ok && t.L == entriesLevel && t.N == mine/width && t.W > have {
+		switch {
+		case !ok || t.L != entriesLevel || t.N != mine/width:
+		case t.W > have:
 			return l.rolledBack(name)
+		case t.N*width+int64(t.W) > st.Anchored.Size:
+			if err := l.isOurs(ctx, t); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// isOurs says whether a bundle that the zones show holds our entries: a copy of
+// this state that runs beside may have sent its own.
+func (l *Ledger) isOurs(ctx context.Context, t tlog.Tile) error {
+	l.mu.Lock()
+	own, err := l.state.object(t)
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = l.conf.Store.Fetch(ctx, OriginDir(l.Origin())+tilePath(t), func(_ string, body []byte) error {
+		if !bytes.Equal(body, own) {
+			return fmt.Errorf("%w: %s holds other entries than %s: stop the other copy, move the directory away and start again, and a new origin begins", ErrForked, tilePath(t), l.conf.Dir)
+		}
+		return nil
+	})
+	return err
 }
 
 func (l *Ledger) rolledBack(what string) error {

@@ -50,6 +50,28 @@ func TestACopyOfAnOlderStateRefusesToSign(t *testing.T) {
 	}
 }
 
+func TestANarrowerBundleOfACloneIsSeenBeforeAnythingIsSigned(t *testing.T) {
+	b := newBench(t)
+	l := b.open()
+	b.append(l, 5)
+	b.anchor(l)
+	l.Close()
+	other := *b
+	other.conf.Dir = copyTree(t, b.conf.Dir)
+	l, clone := b.open(), other.open()
+	b.append(l, 3)
+	other.append(clone, 1)
+	other.anchor(clone)
+	sent := len(b.zones.puts)
+	if _, err := l.Anchor(t.Context()); !errors.Is(err, ErrForked) {
+		t.Errorf("beside a clone that sent fewer entries: %v", err)
+	}
+	if more := b.zones.puts[sent:]; len(more) > 0 {
+		t.Errorf("it sent %v", more)
+	}
+	b.sound(b.zones)
+}
+
 func TestACloneThatRunsBesideRefusesToSign(t *testing.T) {
 	b := newBench(t)
 	l := b.open()
