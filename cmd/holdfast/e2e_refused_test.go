@@ -70,18 +70,59 @@ func TestTwoDaemonsAndACopyOfTheServerAreRefusedByTheLineage(t *testing.T) {
 	r.host("db2", pg.DSN("postgres"))
 	r.refused("db2")
 
-	dir := filepath.Join(pg.Mkdir("copy"), "data")
-	pg.Backup(dir)
-	copied := pg.Adopt(dir)
-	copied.Start()
-	copied.Exec("CREATE TABLE only_in_the_copy (i int); INSERT INTO only_in_the_copy VALUES (1)")
-	if pg.Port == copied.Port || pgtest.Value[string](pg, systemID) != pgtest.Value[string](copied, systemID) {
-		t.Fatal("the copy is no copy")
-	}
-	r.host("db3", copied.DSN("postgres"))
+	r.host("db3", r.copied().DSN("postgres"))
 	r.refused("db3")
-
 	r.hold("db", 0, "snapshot", "take", "cms")
+	r.untouched(oracle)
+}
+
+func TestACloneOfTheWholeHostArchivesNothingAndForksNoLedger(t *testing.T) {
+	pg := pgtest.Start(t)
+	r := newRig(t, pg, false)
+	r.configure()
+	first := r.daemon("db")
+	oracle := pg.StartOracle(20 * time.Millisecond)
+	r.hold("db", 0, "snapshot", "take", "cms")
+	first.stop()
+	text, err := os.ReadFile(r.host("clone", r.copied().DSN("postgres")))
+	err = errors.Join(err, os.CopyFS(r.path("clone/state"), os.DirFS(r.path("db/state"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("clone/holdfast.yaml", strings.Replace(string(text), "name: clone,", "name: db,", 1))
+	r.daemon("db")
+	r.hold("db", 0, "snapshot", "take", "cms")
+	r.daemon("clone")
+	if code, _, errs := r.try("clone", "snapshot", "take", "cms"); code != 1 || !strings.Contains(errs, "older than what was archived") {
+		t.Errorf("a snapshot by the clone: exit %d\n%s", code, errs)
+	}
+	if list := ask[snapshotsDoc](r, "db", "snapshot", "list").Snapshots; len(list) != 2 {
+		t.Errorf("%d snapshots, want the two of the host: %+v", len(list), list)
+	}
+	r.hold("db", 0, "snapshot", "take", "cms")
+	r.untouched(oracle)
+	r.hold("drill", 0, "ledger", "verify")
+}
+
+// copied runs a copy of the server, which goes its own way.
+func (r *rig) copied() *pgtest.Cluster {
+	r.t.Helper()
+	dir := filepath.Join(r.pg.Mkdir("copy"), "data")
+	r.pg.Backup(dir)
+	c := r.pg.Adopt(dir)
+	c.Start()
+	c.Exec("CREATE TABLE only_in_the_copy (i int)")
+	if r.pg.Port == c.Port || pgtest.Value[string](r.pg, systemID) != pgtest.Value[string](c, systemID) {
+		r.t.Fatal("the copy is no copy")
+	}
+	return c
+}
+
+// untouched restores the end of the archive: what the server committed, nothing of
+// who was refused.
+func (r *rig) untouched(oracle *pgtest.Oracle) {
+	t := r.t
+	t.Helper()
 	oracle.AwaitMore(5)
 	acked := oracle.Stop()
 	r.archived(zoneLetters...)
