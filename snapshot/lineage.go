@@ -160,9 +160,6 @@ type claim struct {
 	zones   int
 }
 
-// errMore makes Fetch go on to the next zone.
-var errMore = errors.New("looking at every zone")
-
 // readNumber reads what every zone holds under one number. What no trusted
 // signer signed takes its place in the zone, but claims nothing.
 func readNumber(ctx context.Context, c LineageConfig, store catalog.Source, epoch int) ([]claim, error) {
@@ -172,13 +169,13 @@ func readNumber(ctx context.Context, c LineageConfig, store catalog.Source, epoc
 	seen := map[string]bool{}
 	_, err := store.Fetch(ctx, name, func(zone string, body []byte) error {
 		if seen[zone] { // versions: the oldest is the claim
-			return errMore
+			return vault.ErrGoOn
 		}
 		seen[zone] = true
 		for i := range found {
 			if bytes.Equal(found[i].body, body) {
 				found[i].zones++
-				return errMore
+				return vault.ErrGoOn
 			}
 		}
 		var l catalog.Lineage
@@ -187,7 +184,7 @@ func readNumber(ctx context.Context, c LineageConfig, store catalog.Source, epoc
 			return err
 		}
 		found = append(found, claim{l, bytes.Clone(body), 1})
-		return errMore
+		return vault.ErrGoOn
 	})
 	if len(found) > 0 {
 		return found, nil

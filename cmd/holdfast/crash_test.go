@@ -79,6 +79,21 @@ func TestKilledAnywhereItLosesNothing(t *testing.T) { // promises 1, 8
 		w.stopped()
 		t.Logf("%s proven: %.1f s", group.name, time.Since(began).Seconds())
 	}
+	w.stopsInTheMidst()
+}
+
+// What runs longer than a stop may take is left for the next start.
+func (w *crashWorld) stopsInTheMidst() {
+	w.settle("limits: {upload: 200KiB/s}, ", "SELECT pg_sleep(60) IS NOT NULL")
+	w.start("")
+	w.busy()
+	w.stopped()
+	w.nothingLeft("a stop")
+	w.settle("", "SELECT count(*) > 0 FROM oracle")
+	w.start("")
+	w.recovered("a stop")
+	w.proven("stop")
+	w.stopped()
 }
 
 // seededPoints kills at events that a seed chooses; HOLDFAST_SEED repeats them.

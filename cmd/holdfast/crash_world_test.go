@@ -39,7 +39,26 @@ func newCrashWorld(t *testing.T) *crashWorld {
 	}
 	w.cluster = "    retention: {window: 1s, daily: 0, keep_at_least: 1s, keep_at_most: 1d, removal_grace: 10s}\n"
 	w.configure()
-	w.write("db/holdfast.yaml", strings.Replace(w.repository("db", "db"), "node: {", "node: {allow_identity: true, ", 1)+fmt.Sprintf(`clusters:
+	w.mkdir("rooms")
+	w.settle("", "SELECT count(*) > 0 FROM oracle")
+	w.oracle = pg.StartOracle(20 * time.Millisecond)
+	t.Cleanup(func() {
+		if w.run != nil {
+			_ = w.run.cmd.Process.Kill()
+			<-w.run.done
+		}
+		if t.Failed() {
+			data, _ := os.ReadFile(w.path("db/daemon.log"))
+			t.Logf("the end of the daemon's log:\n%s", data[max(0, len(data)-12000):])
+		}
+	})
+	return w
+}
+
+// settle writes the node's configuration, with limits and a drill's question.
+func (w *crashWorld) settle(limits, question string) {
+	node := "node: {allow_identity: true, " + limits
+	w.write("db/holdfast.yaml", strings.Replace(w.repository("db", "db"), "node: {", node, 1)+fmt.Sprintf(`clusters:
   - name: cms
     connection: %q
     data_directory: %s
@@ -55,20 +74,8 @@ drills:
     select: latest
     limits: {time: 2m}
     checks:
-      - {name: rows, database: postgres, sql: "SELECT count(*) > 0 FROM oracle", expect: "t"}
-`, pg.DSN("postgres"), pg.DataDir, w.cluster, w.mkdir("rooms"), pg.BinDir(), w.path("drill/data.key")))
-	w.oracle = pg.StartOracle(20 * time.Millisecond)
-	t.Cleanup(func() {
-		if w.run != nil {
-			_ = w.run.cmd.Process.Kill()
-			<-w.run.done
-		}
-		if t.Failed() {
-			data, _ := os.ReadFile(w.path("db/daemon.log"))
-			t.Logf("the end of the daemon's log:\n%s", data[max(0, len(data)-12000):])
-		}
-	})
-	return w
+      - {name: rows, database: postgres, sql: %q, expect: "t"}
+`, w.pg.DSN("postgres"), w.pg.DataDir, w.cluster, w.path("rooms"), w.pg.BinDir(), w.path("drill/data.key"), question))
 }
 
 // crashRun is one life of the daemon.
@@ -273,6 +280,21 @@ func (w *crashWorld) stopped() {
 	w.run = nil
 }
 
+// busy gives the daemon a snapshot and a drill, and waits until both are under way.
+func (w *crashWorld) busy() {
+	w.t.Helper()
+	await(w.t, "an order for a snapshot", func() bool { return w.takeSnapshot() == nil })
+	await(w.t, "an order for a drill", func() bool { return w.runDrill() == nil })
+	await(w.t, "a snapshot and a drill under way", func() bool {
+		jobs, err := w.jobs()
+		under := map[string]bool{}
+		for _, j := range jobs {
+			under[j.Kind] = under[j.Kind] || j.State == scheduler.Running && len(j.Progress) > 0
+		}
+		return err == nil && under[jobSnapshot] && under[jobDrill]
+	})
+}
+
 // proven wants what a group of crashes left to be whole: a drill passes, the
 // ledger verifies with one outcome for each slot, and a restore of the end of the
 // archive holds every commit.
@@ -284,6 +306,7 @@ func (w *crashWorld) proven(name string) {
 	acked := w.oracle.Acked()
 	w.archived("a", "b")
 	w.slotsClosed()
+	w.allTold()
 	copied := "copy-" + name
 	w.restore(copied)
 	conn := w.connect(w.open(copied), "postgres")
@@ -299,6 +322,24 @@ func (w *crashWorld) proven(name string) {
 		w.t.Errorf("the restored copy holds %d rows up to %d: %v", all, newest, err)
 	}
 	w.discard(w.path(copied))
+}
+
+// allTold wants a ledger entry for each snapshot that there is.
+func (w *crashWorld) allTold() {
+	w.t.Helper()
+	told := map[string]int{}
+	for _, e := range ask[struct {
+		Entries []entryDoc `json:"entries"`
+	}](w.rig, "db", "ledger", "show", "--type", "snapshot.taken", "--last", "100000").Entries {
+		told[e.Subject["snapshot"]]++
+	}
+	list := ask[snapshotsDoc](w.rig, "db", "snapshot", "list", "cms").Snapshots
+	for _, s := range list {
+		if told[s.ID] != 1 {
+			w.t.Errorf("the ledger tells %d times of snapshot %s", told[s.ID], s.ID)
+		}
+	}
+	w.t.Logf("%d snapshots", len(list))
 }
 
 // slotsClosed reads the ledger as a stranger does.
@@ -328,7 +369,7 @@ func (w *crashWorld) slotsClosed() {
 			w.t.Errorf("slot %s was announced %d times and has %d outcomes", slot, n, outcomes[slot])
 		}
 	}
-	if len(due) == 0 || len(outcomes) != len(due) || verdicts[drills.Fail] > 0 {
+	if len(due) == 0 || len(outcomes) != len(due) || verdicts[drills.Fail]+verdicts[drills.Aborted]+verdicts[drills.Inconclusive] > 0 {
 		w.t.Errorf("%d slots, %d with an outcome: %v", len(due), len(outcomes), verdicts)
 	}
 	w.t.Logf("%d drills: %v", len(due), verdicts)

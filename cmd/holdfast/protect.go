@@ -157,6 +157,9 @@ func (p *protected) archive(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	if err := p.tellUntold(ctx); err != nil && ctx.Err() == nil {
+		p.n.log.Error("cannot tell the ledger what was taken before; the next start tries again", zap.String("cluster", p.cfg.Name), zap.Error(err))
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := s.archive.Run(gctx); err != nil || gctx.Err() != nil {

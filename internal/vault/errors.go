@@ -24,6 +24,9 @@ var (
 	ErrRemoved = errors.New("object is removed or must not be copied any more")
 	// ErrNoGoodCopy means that no zone that answered holds the right bytes.
 	ErrNoGoodCopy = errors.New("no zone that answered holds a good copy")
+	// ErrGoOn is what an accept of Fetch returns to see the other copies as well,
+	// though there is nothing wrong with this one.
+	ErrGoOn = errors.New("looking at every copy")
 	// ErrReadOnly means that the vault was opened without a state directory.
 	ErrReadOnly = errors.New("vault was opened for reading only")
 )

@@ -312,7 +312,7 @@ func (v *Vault) tell(want Need, good answer, failed map[string]error) {
 	}
 	for _, m := range v.members {
 		err, found := bad[m.name]
-		if !found || sick(err) {
+		if !found || sick(err) || errors.Is(err, ErrGoOn) {
 			continue
 		}
 		missing := errors.Is(err, fs.ErrNotExist)
