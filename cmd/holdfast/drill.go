@@ -435,7 +435,11 @@ func drillText(out io.Writer, r drills.Record) {
 	for _, n := range r.NotAssessed {
 		fmt.Fprintf(out, "  not assessed  %s: %s\n", n.What, n.Why)
 	}
-	fmt.Fprintf(out, "  cleaned up  %+v\n", r.Cleanup)
+	cleaned := "everything, seen " + clock(r.Cleanup.VerifiedAt)
+	if !r.Cleanup.Verified {
+		cleaned = "NOT everything: left " + strings.Join(r.Cleanup.Left, ", ")
+	}
+	fmt.Fprintf(out, "  cleaned up  %s\n", cleaned)
 	if r.Ledger != nil {
 		fmt.Fprintf(out, "  ledger      %s, entry %d\n", r.Ledger.Origin, r.Ledger.Index)
 	}
