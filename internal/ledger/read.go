@@ -11,6 +11,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
 // listed is what a listing shows of one origin.
@@ -155,8 +156,6 @@ func provenBy(ctx context.Context, src Source, c Checkpoint) tlog.HashReader {
 // mostCopies reads every zone's copy of a tile and takes the one that most show.
 type mostCopies struct{ tileReader }
 
-var errMore = errors.New("looking at every zone")
-
 func (r *mostCopies) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	out := make([][]byte, len(tiles))
 	for i, t := range tiles {
@@ -165,7 +164,7 @@ func (r *mostCopies) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 			if len(body) == t.W*tlog.HashSize {
 				votes[string(body)]++
 			}
-			return errMore
+			return vault.ErrGoOn
 		})
 		for body, n := range votes {
 			if n > votes[string(out[i])] {
