@@ -195,7 +195,8 @@ func removed(err error) bool {
 // gap records what is lost, and only then aims behind it. The caller connects anew.
 func (a *Archiver) gap(ctx context.Context, server Server, slot postgres.Slot, why error) error {
 	first := slot.Restart
-	if first <= a.asm.pos() {
+	// A slot goes where the last status put it, back as well: to WAL that is gone.
+	if first.SegmentStart(a.c.SegSize) <= max(a.asm.pos(), a.asm.cut) {
 		first = server.LSN
 	}
 	to := Place{server.timelineAt(first), first.SegmentStart(a.c.SegSize)}

@@ -359,7 +359,14 @@ func TestAGapIsRecordedNeverPassedOver(t *testing.T) {
 
 	gaps := make(chan Gap, 4)
 	d = r.archive(pg, "s", func(c *ArchiveConfig, _ *WALWriter) {
-		c.OnGap = func(_ context.Context, g Gap) error { gaps <- g; return nil }
+		c.OnGap = func(ctx context.Context, g Gap) error {
+			select {
+			case gaps <- g:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 	})
 	writeWAL(pg, 1)
 	to := currentLSN(t, pg)
