@@ -227,8 +227,8 @@ as "$bin/pg_ctl" -D "$work/restores/before" -m immediate -s stop
 say "a drill: restore the oldest, in which the deleted project still is, into a closed room, and ask it everything"
 run drill run weekly | tee "$work/drilled"
 if grep -q pass_with_gaps <(tr 'A-Z ' 'a-z_' <"$work/drilled"); then
-  echo "\"With gaps\": the programs in ${bin/#$work/\$DEMO} are the server's alone. What pg_amcheck, pg_checksums and"
-  echo "pg_controldata would have been asked was not asked, and the record says so, signed. With all of PostgreSQL's programs it passes whole."
+  echo "\"With gaps\": the programs in ${bin/#$work/\$DEMO} are the server's alone. What pg_amcheck and pg_checksums"
+  echo "would have been asked was not asked, and the record says so, signed. With all of PostgreSQL's programs it passes whole."
 fi
 
 say "a stranger verifies the log, with nothing but a copy of one zone and the public keys"
