@@ -1,0 +1,178 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/retention"
+)
+
+func (e *env) projectCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "project", Short: "The tenants inside a cluster: list, show, delete"}
+	list := &cobra.Command{Use: "list CLUSTER", Short: "List the projects in live", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		doc, err := asks(c.Context(), e, opProjectList, clusterIn{args[0]}, (*node).projectList)
+		if err != nil {
+			return err
+		}
+		return e.print(doc, func(out io.Writer) {
+			var rows [][]string
+			for _, p := range doc.Projects {
+				rows = append(rows, []string{p.ID, p.Name})
+			}
+			table(out, "ID\tNAME", rows)
+		})
+	}}
+	show := &cobra.Command{Use: "show CLUSTER PROJECT", Short: "What a project holds, and what its deletion would do", Args: cobra.ExactArgs(2), RunE: func(c *cobra.Command, args []string) error {
+		v, err := asks(c.Context(), e, opProjectShow, projectIn{args[0], args[1]}, (*node).projectShow)
+		if err != nil {
+			return err
+		}
+		return e.print(v, func(out io.Writer) { previewText(out, v) })
+	}}
+	cmd.AddCommand(list, show, e.projectDeleteCommand())
+	return cmd
+}
+
+func (e *env) projectDeleteCommand() *cobra.Command {
+	var inLive, yes bool
+	cmd := &cobra.Command{
+		Use: "delete CLUSTER PROJECT", Short: "Record that a project is to be gone everywhere; --in-live deletes it there too", Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return e.deleteProject(c.Context(), args[0], args[1], inLive, yes)
+		},
+	}
+	cmd.Flags().BoolVar(&inLive, "in-live", false, "delete in live as well, in one transaction")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask for the project's name")
+	return cmd
+}
+
+func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive, yes bool) error {
+	v, err := asks(ctx, e, opProjectShow, projectIn{cluster, project}, (*node).projectShow)
+	if err != nil {
+		return err
+	}
+	var in projectDelete
+	in.Cluster, in.Project, in.Body.InLive, in.Body.Typed = cluster, project, inLive, v.ID
+	if e.output == "text" {
+		previewText(e.out, v)
+	}
+	if !yes {
+		fmt.Fprintf(e.err, "This cannot be undone. Type the project's name to go on: ")
+		line, err := bufio.NewReader(e.in).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if in.Body.Typed = strings.TrimSpace(line); in.Body.Typed == "" {
+			return refused("type the project's id or name, or give --yes", "deleting project %s: nothing was typed", project)
+		}
+	}
+	doc, err := asks(ctx, e, opProjectDelete, in, (*node).projectDelete)
+	if err != nil {
+		return keepFault(err)
+	}
+	return e.print(doc, func(out io.Writer) {
+		fmt.Fprintf(out, "tombstone %s: no restore brings it back from now on; by %s no zone holds a copy\n", doc.Tombstone, clock(doc.Deadline))
+		for _, c := range doc.InLive {
+			fmt.Fprintf(out, "  deleted in live: %d rows of %s\n", c.Rows, c.Table)
+		}
+		fmt.Fprintf(out, "state: %s; follow it with `holdfast purge show %s`\n", doc.State, doc.Tombstone)
+	})
+}
+
+func previewText(out io.Writer, v retention.Preview) {
+	fmt.Fprintf(out, "project %s (%s), last active %s\n", v.ID, v.Name, clock(v.LastActivity))
+	for _, c := range v.Counts {
+		fmt.Fprintf(out, "  %8d rows of %s\n", c.Rows, c.Table)
+	}
+	for _, t := range v.NotCovered {
+		fmt.Fprintln(out, "  not covered:", t)
+	}
+	fmt.Fprintf(out, "  if it were deleted now, its last copy would end by %s\n", clock(v.LastCopyEnds))
+}
+
+func (e *env) purgeCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "purge", Short: "Follow deleted projects to their certificates"}
+	get := func(ctx context.Context, id string) (purgesDoc, error) {
+		return asks(ctx, e, opPurgeList, purgeQuery{id}, (*node).purges)
+	}
+	list := &cobra.Command{Use: "list", Short: "Where each purge stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		doc, err := get(c.Context(), "")
+		if err != nil {
+			return err
+		}
+		return e.print(doc, func(out io.Writer) {
+			var rows [][]string
+			for _, p := range doc.Purges {
+				rows = append(rows, []string{p.Project, p.Cluster, p.State, clock(p.RequestedAt), clock(p.LastCopyEnds), clock(p.Deadline)})
+			}
+			table(out, "PURGE\tCLUSTER\tSTATE\tREQUESTED\tLAST COPY ENDS\tDEADLINE", rows)
+		})
+	}}
+	show := &cobra.Command{Use: "show ID", Short: "Where one purge stands, zone by zone", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		doc, err := get(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return e.print(doc.Purges[0], func(out io.Writer) { purgeText(out, doc.Purges[0]) })
+	}}
+	certificate := &cobra.Command{Use: "certificate ID", Short: "The certificate of a purge that is done", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		doc, err := get(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		p := doc.Purges[0]
+		if p.Certificate == nil {
+			return notHeld("see `holdfast purge show "+args[0]+"`", "purge %s has no certificate yet: it is %s, and its last copy ends %s", p.Project, p.State, clock(p.LastCopyEnds))
+		}
+		return e.print(p.Certificate, func(out io.Writer) { certificateText(out, *p.Certificate) })
+	}}
+	cmd.AddCommand(list, show, certificate)
+	return cmd
+}
+
+// purgeMeans says what a state comes to, and what it waits for.
+var purgeMeans = map[string]string{
+	retention.PurgeRequested: "the live database still has rows of it, or was not looked at yet: delete them there (`project delete --in-live` does)",
+	retention.PurgeResidue:   "the live database has no row of it; its bytes stay in the tables' files until a vacuum has passed (autovacuum's, or yours)",
+	retention.PurgeAgeing:    "the live database is clean; the zones' copies end as retention removes them",
+	retention.PurgeDone:      "no zone holds a copy",
+}
+
+func purgeText(out io.Writer, p retention.Purge) {
+	fmt.Fprintf(out, "purge %s of %s: %s\n  requested %s, deadline %s, last copy ends %s\n", p.Project, p.Cluster, p.State, clock(p.RequestedAt), clock(p.Deadline), clock(p.LastCopyEnds))
+	if means := purgeMeans[p.State]; means != "" {
+		fmt.Fprintln(out, " ", means)
+	}
+	for _, t := range p.Waiting {
+		fmt.Fprintln(out, "  live must still vacuum", t)
+	}
+	for _, z := range p.Zones {
+		fmt.Fprintf(out, "  zone %-12s %d copies, the last ends %s %s\n", z.Name, z.Copies, clock(z.LastEnds), strings.Join(z.BlockedBy, "; "))
+	}
+	if p.Reappeared {
+		fmt.Fprintln(out, "  the project's key is in use again in live")
+	}
+	if p.Certificate != nil {
+		certificateText(out, *p.Certificate)
+	}
+}
+
+func certificateText(out io.Writer, c catalog.Certificate) {
+	fmt.Fprintf(out, "certificate %s of %s\n  requested %s, absent from live %s\n  method: %s\n", c.ID, clock(c.IssuedAt), clock(c.RequestedAt), clock(c.AbsentAt), c.Method)
+	for _, z := range c.Zones {
+		fmt.Fprintf(out, "  zone %-12s listed %s: %d versions seen, %d that could hold the project\n", z.Name, clock(z.ListedAt), z.Versions, z.Remaining)
+	}
+	for _, s := range c.Covers {
+		fmt.Fprintln(out, "  covers:", s)
+	}
+	for _, s := range c.NotCovered {
+		fmt.Fprintln(out, "  does not cover:", s)
+	}
+}
