@@ -1,6 +1,7 @@
 package drills
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,7 @@ func Verdict(r Record) (outcome, class, reason string) {
 		gaps = append(gaps, "that the restored server could not call out is not proven")
 	}
 	if rung(r.Level) < rung(r.Wanted) {
-		gaps = append(gaps, fmt.Sprintf("level %s was wanted and %q reached", r.Wanted, r.Level))
+		gaps = append(gaps, fmt.Sprintf("level %s was wanted and %s reached", r.Wanted, cmp.Or(r.Level, "none")))
 	}
 	if rung(r.Level) < rung("L4") {
 		gaps = append(gaps, "nothing was restored and replayed")

@@ -108,10 +108,10 @@ func drillText(out io.Writer, r drills.Record) {
 	}
 	fmt.Fprintf(out, "  RTO         %s (objective %s)\n  RPO         %s (objective %s)\n", secondsText(r.RTO.Measured), secondsText(r.RTO.Objective), secondsText(r.RPO.Measured), secondsText(r.RPO.Objective))
 	for _, p := range r.Phases {
-		fmt.Fprintf(out, "  phase       %-10s %6.2f s  %s\n", p.Name, p.Seconds, p.Outcome)
+		fmt.Fprintf(out, "  phase       %-19s %6.2f s  %s\n", p.Name, p.Seconds, p.Outcome)
 	}
 	for _, c := range r.Checks {
-		fmt.Fprintf(out, "  check       %-10s %-5s %s\n", c.ID, c.Verdict, c.Observed)
+		fmt.Fprintf(out, "  check       %-12s %-5s %s\n", c.ID, c.Verdict, c.Observed)
 	}
 	for _, n := range r.NotAssessed {
 		fmt.Fprintf(out, "  not assessed  %s: %s\n", n.What, n.Why)

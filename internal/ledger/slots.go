@@ -17,7 +17,7 @@ type Due struct {
 }
 
 // Outcome is what the body of an entry of type "drill.outcome" embeds. Slot is ""
-// for a drill that somebody asked for.
+// for a drill outside any slot.
 type Outcome struct {
 	Slot    string `json:"slot"`
 	Outcome string `json:"outcome"`
