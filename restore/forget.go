@@ -15,9 +15,9 @@ import (
 
 // ReplayWith removes projects as internal/tenancy does, with the keys of their
 // tombstones' digest epochs.
-func ReplayWith(keys func(epoch int) (seal.DigestKeys, error)) Replayer {
+func ReplayWith(keys func(ctx context.Context, epoch int) (seal.DigestKeys, error)) Replayer {
 	return func(ctx context.Context, connect func(context.Context, string) (*pgx.Conn, error), tombs []catalog.Tombstone) ([]AppliedTombstone, error) {
-		done, err := tenancy.Replay(ctx, connect, tombs, keys)
+		done, err := tenancy.Replay(ctx, connect, tombs, func(epoch int) (seal.DigestKeys, error) { return keys(ctx, epoch) })
 		out := make([]AppliedTombstone, len(done))
 		for i, a := range done {
 			out[i] = AppliedTombstone(a)

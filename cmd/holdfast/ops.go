@@ -198,7 +198,8 @@ func (e *env) asNode(ctx context.Context, do func(context.Context, *node) error)
 	return errors.Join(err, n.close())
 }
 
-// asProtector is asNode with the WAL of a cluster being archived.
+// withArchiving does something while the WAL of a cluster is archived, where no
+// daemon does that.
 func (n *node) withArchiving(ctx context.Context, cluster string, do func(context.Context, *protected) error) error {
 	c, err := n.cluster(cluster)
 	if err != nil {

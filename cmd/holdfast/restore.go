@@ -11,14 +11,12 @@ import (
 	"time"
 
 	"filippo.io/age"
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/seal"
-	"github.com/holdfast-dr/holdfast/internal/tenancy"
 	"github.com/holdfast-dr/holdfast/restore"
 )
 
@@ -98,16 +96,9 @@ func (w *world) repo(given configs.Secret) (restore.Repo, error) {
 
 // replayer removes deleted projects, by the digest keys that data identities open.
 func (w *world) replayer(data []age.Identity) restore.Replayer {
-	return func(ctx context.Context, connect func(context.Context, string) (*pgx.Conn, error), tombs []catalog.Tombstone) ([]restore.AppliedTombstone, error) {
-		applied, err := tenancy.Replay(ctx, connect, tombs, func(epoch int) (seal.DigestKeys, error) {
-			return w.digestKeys(ctx, epoch, data...)
-		})
-		var out []restore.AppliedTombstone
-		for _, a := range applied {
-			out = append(out, restore.AppliedTombstone{ID: a.ID, Found: a.Found, Counts: a.Counts})
-		}
-		return out, err
-	}
+	return restore.ReplayWith(func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
+		return w.digestKeys(ctx, epoch, data...)
+	})
 }
 
 // plan gathers and plans a restore.
