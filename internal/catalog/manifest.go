@@ -29,12 +29,13 @@ const (
 	FileControl  = "control" // global/pg_control: written last by a restore
 )
 
-// Manifest says which files a snapshot holds and where their bytes are. Its
-// plaintext is JSON lines: the header, the packs, the files by path, an end
-// line that counts them; it is stored as age(zstd(lines)).
+// Manifest says which files a snapshot holds and where their page maps are. Its
+// plaintext is JSON lines: the header, the packs, the maps, the files by path, an
+// end line that counts them; it is stored as age(zstd(lines)).
 type Manifest struct {
 	Header ManifestHeader
 	Packs  []ManifestPack
+	Maps   []ManifestMap
 	Files  []ManifestFile
 }
 
@@ -43,6 +44,11 @@ type ManifestHeader struct {
 	Format   int    `json:"format"`
 	Cluster  string `json:"cluster"`
 	Snapshot string `json:"snapshot"`
+	// Base is the snapshot that this one was compared with; "" when every page was
+	// new. Nothing is needed of it but the packs and maps that are named here.
+	Base string `json:"base,omitempty"`
+	// DigestEpoch says whose keys made the digests of the page maps.
+	DigestEpoch int `json:"digest_epoch,omitempty"`
 	// Label and TablespaceMap are written byte for byte as backup_label and,
 	// unless empty, tablespace_map (C-3).
 	Label         []byte       `json:"label"`
@@ -132,11 +138,45 @@ type Relation struct {
 	Persistence string `json:"relpersistence"`
 }
 
-// ManifestPack is a pack and its frames, in order.
+// ManifestPack is a pack that page maps refer to, of this snapshot or an older one.
 type ManifestPack struct {
-	N      int     `json:"n"` // its place in Packs
-	Ref    Ref     `json:"ref"`
-	Frames []Frame `json:"frames"`
+	N    int   `json:"n"` // its place in Packs
+	Ref  Ref   `json:"ref"`
+	Raw  int64 `json:"raw,omitempty"`  // raw bytes of all its frames
+	Live int64 `json:"live,omitempty"` // of these, what this snapshot refers to
+	// Frames are those that files' Extents name.
+	Frames []Frame `json:"frames,omitempty"`
+}
+
+// ManifestMap is a map object, of this snapshot or an older one.
+type ManifestMap struct {
+	N    int   `json:"n"` // its place in Maps
+	Ref  Ref   `json:"ref"`
+	Raw  int64 `json:"raw"`  // bytes of all its leaves
+	Live int64 `json:"live"` // of these, what this snapshot refers to
+}
+
+// LeafRef is a stretch of leaves that lie end to end in a map object: in JSON
+// [map, offset, length, count], the offset from the object's first leaf.
+type LeafRef struct {
+	Map      int
+	Off, Len int64
+	Count    int
+}
+
+// MarshalJSON implements json.Marshaler.
+func (r LeafRef) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, "[%d,%d,%d,%d]", r.Map, r.Off, r.Len, r.Count), nil
+}
+
+// UnmarshalJSON is the inverse of MarshalJSON.
+func (r *LeafRef) UnmarshalJSON(b []byte) error {
+	var in [4]int64
+	if err := json.Unmarshal(b, &in); err != nil {
+		return fmt.Errorf("leaves: %w", err)
+	}
+	*r = LeafRef{Map: int(in[0]), Off: in[1], Len: in[2], Count: int(in[3])}
+	return nil
 }
 
 // Frame is one compressed piece of a pack's plaintext.
@@ -157,8 +197,9 @@ type ManifestFile struct {
 	Mode    uint32    `json:"mode"` // permission bits
 	MTime   time.Time `json:"mtime"`
 	Kind    string    `json:"kind"`
-	SHA256  string    `json:"sha256"` // of the whole file
+	SHA256  string    `json:"sha256,omitempty"` // of the whole file, with Extents
 	Extents []Extent  `json:"extents,omitempty"`
+	Leaves  []LeafRef `json:"leaves,omitempty"` // its page map, in order
 	Outside bool      `json:"outside,omitempty"`
 	// Bad lists blocks (counted from the file's start) whose checksum failed: the first ones.
 	Bad []int64 `json:"bad,omitempty"`
@@ -174,16 +215,18 @@ type Extent struct {
 
 type manifestEnd struct {
 	Packs int `json:"packs"`
+	Maps  int `json:"maps,omitempty"`
 	Files int `json:"files"`
 }
 
 type manifestLine struct {
 	Pack *ManifestPack `json:"pack,omitempty"`
+	Map  *ManifestMap  `json:"map,omitempty"`
 	File *ManifestFile `json:"file,omitempty"`
 	End  *manifestEnd  `json:"end,omitempty"`
 }
 
-// ManifestWriter writes a manifest line by line: all packs, then all files.
+// ManifestWriter writes a manifest line by line: all packs, all maps, all files.
 type ManifestWriter struct {
 	w     *bufio.Writer
 	check manifestCheck
@@ -202,6 +245,14 @@ func (m *ManifestWriter) Pack(p ManifestPack) error {
 		return err
 	}
 	return m.line(manifestLine{Pack: &p})
+}
+
+// Map writes the next map.
+func (m *ManifestWriter) Map(p ManifestMap) error {
+	if err := m.check.mapObject(p); err != nil {
+		return err
+	}
+	return m.line(manifestLine{Map: &p})
 }
 
 // File writes the next file.
@@ -283,38 +334,59 @@ func (m *ManifestReader) next() ([]byte, error) {
 	return nil, fmt.Errorf("manifest line %d: %w: no end line", m.n, io.ErrUnexpectedEOF)
 }
 
-// Next returns the next pack or the next file, the other nil; io.EOF after the
-// end line.
-func (m *ManifestReader) Next() (*ManifestPack, *ManifestFile, error) {
+// Entry is one line of a manifest: one of the three is set.
+type Entry struct {
+	Pack *ManifestPack
+	Map  *ManifestMap
+	File *ManifestFile
+}
+
+// Next returns the next pack, map or file; io.EOF after the end line.
+func (m *ManifestReader) Next() (Entry, error) {
 	raw, err := m.next()
 	if err != nil {
-		return nil, nil, err
+		return Entry{}, err
 	}
 	var l manifestLine
 	if err := json.Unmarshal(raw, &l); err != nil {
-		return nil, nil, fmt.Errorf("manifest line %d: %w", m.n, err)
+		return Entry{}, fmt.Errorf("manifest line %d: %w", m.n, err)
+	}
+	if err := m.line(l); err != nil {
+		if errors.Is(err, io.EOF) {
+			return Entry{}, io.EOF
+		}
+		return Entry{}, fmt.Errorf("manifest line %d: %w", m.n, err)
+	}
+	return Entry{Pack: l.Pack, Map: l.Map, File: l.File}, nil
+}
+
+// line checks one line; io.EOF for the last.
+func (m *ManifestReader) line(l manifestLine) error {
+	set := 0
+	for _, is := range []bool{l.Pack != nil, l.Map != nil, l.File != nil, l.End != nil} {
+		if is {
+			set++
+		}
 	}
 	switch {
-	case l.Pack != nil && l.File == nil && l.End == nil:
-		err = m.check.pack(*l.Pack)
-	case l.File != nil && l.Pack == nil && l.End == nil:
-		err = m.check.file(*l.File)
-	case l.End != nil && l.Pack == nil && l.File == nil:
-		if err = m.end(*l.End); err == nil {
-			return nil, nil, io.EOF
-		}
-	default:
-		err = errors.New("want exactly one of pack, file and end")
+	case set != 1:
+		return errors.New("want exactly one of pack, map, file and end")
+	case l.Pack != nil:
+		return m.check.pack(*l.Pack)
+	case l.Map != nil:
+		return m.check.mapObject(*l.Map)
+	case l.File != nil:
+		return m.check.file(*l.File)
 	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("manifest line %d: %w", m.n, err)
+	if err := m.end(*l.End); err != nil {
+		return err
 	}
-	return l.Pack, l.File, nil
+	return io.EOF
 }
 
 func (m *ManifestReader) end(e manifestEnd) error {
 	if e != m.check.seen {
-		return fmt.Errorf("the end line counts %d packs and %d files, there were %d and %d", e.Packs, e.Files, m.check.seen.Packs, m.check.seen.Files)
+		return fmt.Errorf("the end line counts %+v, there were %+v", e, m.check.seen)
 	}
 	if m.s.Scan() {
 		return errors.New("there is more after the end line")
@@ -330,6 +402,11 @@ func EncodeManifest(w io.Writer, m Manifest) error {
 	}
 	for _, p := range m.Packs {
 		if err := out.Pack(p); err != nil {
+			return err
+		}
+	}
+	for _, p := range m.Maps {
+		if err := out.Map(p); err != nil {
 			return err
 		}
 	}
@@ -349,16 +426,18 @@ func DecodeManifest(r io.Reader) (Manifest, error) {
 	}
 	m := Manifest{Header: in.Header}
 	for {
-		p, f, err := in.Next()
+		e, err := in.Next()
 		switch {
 		case errors.Is(err, io.EOF):
 			return m, nil
 		case err != nil:
 			return Manifest{}, err
-		case p != nil:
-			m.Packs = append(m.Packs, *p)
+		case e.Pack != nil:
+			m.Packs = append(m.Packs, *e.Pack)
+		case e.Map != nil:
+			m.Maps = append(m.Maps, *e.Map)
 		default:
-			m.Files = append(m.Files, *f)
+			m.Files = append(m.Files, *e.File)
 		}
 	}
 }

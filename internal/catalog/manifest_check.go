@@ -15,13 +15,16 @@ var hex64 = regexp.MustCompile(`^[0-9a-f]{64}$`)
 type manifestCheck struct {
 	seen   manifestEnd
 	frames [][]int32 // raw sizes by pack and frame
+	maps   []int64   // bytes of leaves
 	last   string    // path of the file before
 }
 
 func (c *manifestCheck) pack(p ManifestPack) error {
 	switch {
-	case c.seen.Files > 0:
-		return errors.New("a pack after the first file")
+	case c.seen.Files > 0 || c.seen.Maps > 0:
+		return errors.New("a pack after the first map or file")
+	case p.Raw < 0 || p.Live < 0 || p.Live > p.Raw && p.Raw > 0:
+		return fmt.Errorf("pack %d has %d raw bytes, %d of them in use", p.N, p.Raw, p.Live)
 	case p.N != c.seen.Packs:
 		return fmt.Errorf("pack %d where %d is due", p.N, c.seen.Packs)
 	case len(p.Frames) > MaxPackFrames:
@@ -42,6 +45,23 @@ func (c *manifestCheck) pack(p ManifestPack) error {
 	return nil
 }
 
+func (c *manifestCheck) mapObject(m ManifestMap) error {
+	switch {
+	case c.seen.Files > 0:
+		return errors.New("a map after the first file")
+	case m.N != c.seen.Maps:
+		return fmt.Errorf("map %d where %d is due", m.N, c.seen.Maps)
+	case m.Raw < 1 || m.Raw > maxMap || m.Live < 1 || m.Live > m.Raw:
+		return fmt.Errorf("map %d has %d bytes of leaves, %d of them in use", m.N, m.Raw, m.Live)
+	}
+	if err := checkRef(m.Ref); err != nil {
+		return fmt.Errorf("map %d: %w", m.N, err)
+	}
+	c.maps = append(c.maps, m.Raw)
+	c.seen.Maps++
+	return nil
+}
+
 func (c *manifestCheck) file(f ManifestFile) error {
 	check := checkRelPath
 	if f.Outside {
@@ -56,10 +76,14 @@ func (c *manifestCheck) file(f ManifestFile) error {
 	if f.Kind != FileRelation && f.Kind != FileOther && f.Kind != FileControl {
 		return fmt.Errorf("file %q is of unknown kind %q", f.Path, f.Kind)
 	}
-	if f.Size < 0 || f.Mode&^0o7777 != 0 || !hex64.MatchString(f.SHA256) {
-		return fmt.Errorf("file %q: size %d, mode %o or digest %q cannot be", f.Path, f.Size, f.Mode, f.SHA256)
+	if f.Size < 0 || f.Mode&^0o7777 != 0 {
+		return fmt.Errorf("file %q: size %d or mode %o cannot be", f.Path, f.Size, f.Mode)
 	}
-	if err := c.extents(f); err != nil {
+	places := c.leaves
+	if f.SHA256 != "" {
+		places = c.extents
+	}
+	if err := places(f); err != nil {
 		return err
 	}
 	c.last = f.Path
@@ -67,7 +91,26 @@ func (c *manifestCheck) file(f ManifestFile) error {
 	return nil
 }
 
+// leaves wants a file's page map to lie in the maps, with as many leaves as its
+// blocks need; what the leaves say is checked when they are read.
+func (c *manifestCheck) leaves(f ManifestFile) error {
+	var count int64
+	for i, r := range f.Leaves {
+		if r.Map < 0 || r.Map >= len(c.maps) || r.Count < 1 || r.Off < 0 || r.Len < int64(r.Count)*leafHead || r.Len > c.maps[r.Map]-r.Off {
+			return fmt.Errorf("file %q: leaves %d: %d of %d bytes at %d of map %d cannot be", f.Path, i, r.Count, r.Len, r.Off, r.Map)
+		}
+		count += int64(r.Count)
+	}
+	if want := (blocksOf(f.Size) + LeafBlocks - 1) / LeafBlocks; count != want {
+		return fmt.Errorf("file %q of %d bytes: its page map has %d leaves, want %d", f.Path, f.Size, count, want)
+	}
+	return nil
+}
+
 func (c *manifestCheck) extents(f ManifestFile) error {
+	if !hex64.MatchString(f.SHA256) {
+		return fmt.Errorf("file %q: digest %q cannot be", f.Path, f.SHA256)
+	}
 	var sum int64
 	for i, e := range f.Extents {
 		if e.Pack < 0 || e.Pack >= len(c.frames) || e.Frame < 0 || e.Frame >= len(c.frames[e.Pack]) {

@@ -80,6 +80,11 @@ func PackName(cluster, id string, n int, digest [32]byte) string {
 	return fmt.Sprintf("%spacks/%d-%x.age", SnapshotDir(cluster, id), n, digest)
 }
 
+// MapName names the n-th map object of a snapshot by the SHA-256 of its sealed bytes.
+func MapName(cluster, id string, n int, digest [32]byte) string {
+	return fmt.Sprintf("%smaps/%d-%x.age", SnapshotDir(cluster, id), n, digest)
+}
+
 // WALDir holds one lineage's WAL of one timeline.
 func WALDir(cluster string, epoch int, timeline uint32) string {
 	return fmt.Sprintf("%s%08d/%08X/", WALRoot(cluster), epoch, timeline)
