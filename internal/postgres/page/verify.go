@@ -50,6 +50,7 @@ type Verifier struct {
 	reread Reread
 	next   int64
 	ended  bool
+	zero   bool
 	report Report
 }
 
@@ -59,6 +60,13 @@ type Verifier struct {
 func NewVerifier(start lsn.LSN, segment uint32, reread Reread) *Verifier {
 	return &Verifier{start: start, first: segment * SegmentBlocks, reread: reread}
 }
+
+// ZeroHoles makes v normalise in place each good page that passes by, as
+// [NormaliseGood] does. It is for main forks only.
+func (v *Verifier) ZeroHoles() { v.zero = true }
+
+// SkipTo makes page number index of the file the next one, where pages are left out.
+func (v *Verifier) SkipTo(index int64) { v.next = index }
 
 // Check judges the next pages of the file, where data is a whole number of pages
 // except at the end of the file. A page that mismatches is read again once: other
@@ -92,11 +100,17 @@ func (v *Verifier) one(data []byte) error {
 		if !bytes.Equal(again, data) {
 			copy(data, again)
 			v.report.Changed++
+			if v.zero {
+				Normalise(data, block, true)
+			}
 			return nil
 		}
 	}
-	if verdict == Recent {
+	switch {
+	case verdict == Recent:
 		v.report.Latest = max(v.report.Latest, LSN(data))
+	case verdict == Good && v.zero:
+		NormaliseGood(data, block)
 	}
 	v.count(verdict, block)
 	return nil
