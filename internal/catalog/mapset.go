@@ -66,24 +66,35 @@ func (s *MapSet) Close() error {
 // begins. Frames name packs by their place in the manifest. Each run was checked
 // to lie in its frame, and the blocks to be those of the file's size.
 func (s *MapSet) Leaves(ctx context.Context, f ManifestFile, fn func(first int64, l Leaf) error) error {
+	return s.Places(ctx, f, 0, blocksOf(f.Size), func(first int64, l Leaf, _ LeafRef) error { return fn(first, l) })
+}
+
+// Places is [MapSet.Leaves] for the leaves that begin at the blocks from..to-1 of
+// f, each with its own place in its map.
+func (s *MapSet) Places(ctx context.Context, f ManifestFile, from, to int64, fn func(first int64, l Leaf, at LeafRef) error) error {
 	var first int64
 	for _, r := range f.Leaves {
+		if end := first + int64(r.Count)*LeafBlocks; end <= from || first >= to {
+			first = min(end, blocksOf(f.Size))
+			continue
+		}
 		b, err := s.read(ctx, r)
 		if err != nil {
 			return fmt.Errorf("page map of %s: %w", f.Path, err)
 		}
 		for range r.Count {
-			var l Leaf
-			if l, b, err = s.leaf(r.Map, b); err == nil {
-				err = checkLeafOf(f, first, l)
-			}
+			n, err := leafSize(b)
 			if err != nil {
 				return fmt.Errorf("page map of %s at block %d: %w", f.Path, first, err)
 			}
-			if err := fn(first, l); err != nil {
-				return err
+			if first >= from && first < to {
+				at := LeafRef{Map: r.Map, Off: r.Off + r.Len - int64(len(b)), Len: int64(n), Count: 1}
+				if err := s.place(f, first, b[:n], at, fn); err != nil {
+					return err
+				}
 			}
-			first += int64(l.Blocks)
+			b = b[n:]
+			first = min(first+LeafBlocks, blocksOf(f.Size))
 		}
 		if len(b) != 0 {
 			return fmt.Errorf("page map of %s: %d bytes follow %d leaves", f.Path, len(b), r.Count)
@@ -93,6 +104,17 @@ func (s *MapSet) Leaves(ctx context.Context, f ManifestFile, fn func(first int64
 		return fmt.Errorf("page map of %s: %d blocks of %d", f.Path, first, want)
 	}
 	return nil
+}
+
+func (s *MapSet) place(f ManifestFile, first int64, b []byte, at LeafRef, fn func(first int64, l Leaf, at LeafRef) error) error {
+	l, _, err := s.leaf(at.Map, b)
+	if err == nil {
+		err = checkLeafOf(f, first, l)
+	}
+	if err != nil {
+		return fmt.Errorf("page map of %s at block %d: %w", f.Path, first, err)
+	}
+	return fn(first, l, at)
 }
 
 func blocksOf(size int64) int64 { return (size + BlockSize - 1) / BlockSize }

@@ -112,6 +112,23 @@ func ParseLeaf(b []byte) (l Leaf, rest []byte, err error) {
 	return l, b[8*digests:], nil
 }
 
+// leafSize is the length of the leaf at the start of b, by its head alone.
+func leafSize(b []byte) (int, error) {
+	if len(b) < leafHead {
+		return 0, errShortLeaf
+	}
+	le := binary.LittleEndian
+	runs, digests := int(le.Uint16(b[4:])), int(le.Uint16(b))
+	if runs == 0 {
+		digests = 0
+	}
+	n := leafHead + int(le.Uint16(b[2:]))*leafFrameSize + runs*leafRunSize + 8*digests
+	if len(b) < n {
+		return 0, errShortLeaf
+	}
+	return n, nil
+}
+
 func parseLeafFrames(b []byte, n int) ([]LeafFrame, []byte) {
 	le := binary.LittleEndian
 	if n == 0 {

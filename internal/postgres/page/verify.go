@@ -74,13 +74,8 @@ func (v *Verifier) SkipTo(index int64) { v.next = index }
 // bytes take the place of the old ones in data; the same bytes are bad (C-19). An
 // error is that of reading again. After a part of a page nothing is checked.
 func (v *Verifier) Check(data []byte) error {
-	for ; len(data) > 0 && !v.ended; data = data[Size:] {
-		if len(data) < Size {
-			v.ended = true
-			v.report.Short++
-			return nil
-		}
-		if err := v.one(data[:Size:Size]); err != nil {
+	for ; len(data) > 0 && !v.ended; data = data[min(Size, len(data)):] {
+		if _, err := v.Page(data[:min(Size, len(data))], v.next); err != nil {
 			return err
 		}
 		v.next++
@@ -88,32 +83,33 @@ func (v *Verifier) Check(data []byte) error {
 	return nil
 }
 
-func (v *Verifier) one(data []byte) error {
-	block := v.first + uint32(v.next)
+// Page judges page number index of the file, in any order, by the rule of
+// [Verifier.Check]. What a second look replaced is Recent: its WAL repairs it.
+func (v *Verifier) Page(data []byte, index int64) (Verdict, error) {
+	if len(data) < Size {
+		v.ended = true
+		v.report.Short++
+		return Bad, nil
+	}
+	block := v.first + uint32(index)
 	v.report.Pages++
 	verdict := Judge(data, block, v.start)
 	if verdict == Bad && v.reread != nil {
 		again := make([]byte, Size)
-		if err := v.reread(again, v.next); err != nil {
-			return fmt.Errorf("read block %d again, its checksum was wrong: %w", block, err)
+		if err := v.reread(again, index); err != nil {
+			return verdict, fmt.Errorf("read block %d again, its checksum was wrong: %w", block, err)
 		}
 		if !bytes.Equal(again, data) {
 			copy(data, again)
 			v.report.Changed++
-			if v.zero {
-				Normalise(data, block, true)
-			}
-			return nil
+			return Recent, nil
 		}
 	}
-	switch {
-	case verdict == Recent:
+	if verdict == Recent {
 		v.report.Latest = max(v.report.Latest, LSN(data))
-	case verdict == Good && v.zero:
-		NormaliseGood(data, block)
 	}
 	v.count(verdict, block)
-	return nil
+	return verdict, nil
 }
 
 func (v *Verifier) count(verdict Verdict, block uint32) {
