@@ -114,6 +114,12 @@ type Index struct {
 	Commits       Commits        `json:"commits"` // and aborts, in order
 	RestorePoints []RestorePoint `json:"restore_points,omitempty"`
 	Marks         []Mark         `json:"marks,omitempty"` // all other kinds, in order
+	// Changes names the blocks that changed; nil when that is not known, and then
+	// Unknown may say why.
+	Changes *Changes `json:"changes,omitempty"`
+	Unknown string   `json:"changes_unknown,omitempty"`
+
+	seen *collector
 }
 
 // Commit is a commit or abort record.
@@ -147,7 +153,10 @@ func BuildIndex(cfg Config, carry Carry, data []byte) (Index, Carry, error) {
 	if err != nil {
 		return Index{}, Carry{}, err
 	}
-	ix := Index{Format: 1, From: cfg.Start, Commits: Commits{}}
+	ix := Index{Format: 1, From: cfg.Start, Commits: Commits{}, seen: newCollector(cfg.Start)}
+	if carry.s.Got > 0 {
+		ix.seen.from = carry.s.RecStart
+	}
 	if err := r.Feed(data, ix.Add); err != nil {
 		return Index{}, Carry{}, fmt.Errorf("indexing WAL from %s: %w", cfg.Start, err)
 	}
@@ -162,6 +171,9 @@ func (ix *Index) Add(r *Record) error {
 	}
 	ix.Records++
 	ix.LastRecord = r.Start
+	if ix.seen != nil {
+		ix.seen.add(r)
+	}
 	if r.Rmgr > rmgrXact {
 		return nil
 	}
@@ -191,6 +203,13 @@ func (ix *Index) Add(r *Record) error {
 func (ix *Index) Finish(r *Reader) {
 	ix.Format, ix.To, ix.Timeline = 1, r.Pos(), r.s.Timeline
 	ix.LastRecordEnd, ix.Ended = r.LastRecordEnd(), r.Ended()
+	if ix.seen == nil {
+		return
+	}
+	changes, err := ix.seen.finish(r)
+	if ix.Changes, ix.seen = changes, nil; err != nil {
+		ix.Unknown = err.Error()
+	}
 }
 
 // Commits has a compact JSON, for a segment can hold a hundred thousand: one

@@ -157,33 +157,6 @@ func (r *Record) xlog() (Decoded, error) {
 	return d, c.err()
 }
 
-// mainData finds the record's own data behind its headers (DecodeXLogRecord).
-// None of the records that are decoded refers to a block.
-func (r *Record) mainData() ([]byte, error) {
-	c := cursor{b: r.Data[recordHeader:]}
-	for {
-		switch id := c.u8(); id {
-		case 253: // XLR_BLOCK_ID_ORIGIN
-			c.skip(2)
-		case 252: // XLR_BLOCK_ID_TOPLEVEL_XID
-			c.skip(4)
-		case 255, 254: // XLR_BLOCK_ID_DATA_SHORT, _LONG
-			var n uint32
-			if id == 255 {
-				n = uint32(c.u8())
-			} else {
-				n = c.u32()
-			}
-			if whole := int(r.Length) - len(r.Data) + len(c.b); c.bad || int64(n) != int64(whole) {
-				return nil, fmt.Errorf("has %d bytes of data, says %d", whole, n)
-			}
-			return c.b, nil
-		default:
-			return nil, fmt.Errorf("has no data of its own (block id %d)", id)
-		}
-	}
-}
-
 // cursor reads little-endian fields; after running out it gives zeros and is bad.
 type cursor struct {
 	b   []byte
