@@ -31,9 +31,11 @@ type BaseBackupOptions struct {
 	Progress func(done, estimate int64)
 	// Started is told where the backup starts, before its first file. It must be quick.
 	Started func(at lsn.LSN, timeline uint32)
-	// MaxManifest bounds the manifest in memory; 0 is 1 GiB, some five
-	// million files.
-	MaxManifest int64
+	// Manifest gets the server's backup_manifest byte for byte; it may be nil.
+	Manifest io.Writer
+	// Since asks for what changed since another backup, of a server of 17 or
+	// later; the sink must be a [BlockSink] then.
+	Since *Prior
 }
 
 // FileHeader describes a file of a base backup.
@@ -74,8 +76,7 @@ type BaseBackupResult struct {
 	Dirs                       []BackupDir
 	Label                      []byte // backup_label, byte for byte (C-3)
 	TablespaceMap              []byte // to be written as tablespace_map; nil when no tablespace is linked
-	Manifest                   []byte // backup_manifest, byte for byte
-	ParsedManifest             Manifest
+	ParsedManifest             Manifest // its Files were held against what came, and are not kept
 	Files                      int64
 	Bytes                      int64    // of files
 	Warnings                   []string // what the server remarked, the first hundred
@@ -112,7 +113,7 @@ func baseBackupSQL(num int, o BaseBackupOptions) string {
 		if o.NoVerify {
 			words = append(words, "NOVERIFY_CHECKSUMS")
 		}
-		return strings.Join(append(words, "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'SHA256'"), " ")
+		return strings.Join(append(words, "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'CRC32C'"), " ")
 	}
 	checkpoint := "spread"
 	if o.Fast {
@@ -120,10 +121,13 @@ func baseBackupSQL(num int, o BaseBackupOptions) string {
 	}
 	list := []string{
 		"LABEL " + quote(o.Label), "PROGRESS true", "CHECKPOINT '" + checkpoint + "'", "WAIT false",
-		fmt.Sprint("VERIFY_CHECKSUMS ", !o.NoVerify), "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'SHA256'",
+		fmt.Sprint("VERIFY_CHECKSUMS ", !o.NoVerify), "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'CRC32C'",
 	}
 	if o.MaxRate > 0 {
 		list = append(list, fmt.Sprint("MAX_RATE ", rate))
+	}
+	if o.Since != nil {
+		list = append(list, "INCREMENTAL true")
 	}
 	return "BASE_BACKUP (" + strings.Join(list, ", ") + ")"
 }
@@ -156,6 +160,11 @@ func BaseBackup(ctx context.Context, c *Conn, o BaseBackupOptions, sink Sink) (B
 	}
 	var heard notices
 	defer c.hear(heard.add)()
+	if o.Since != nil {
+		if err := c.announce(ctx, *o.Since, sink); err != nil {
+			return BaseBackupResult{}, err
+		}
+	}
 	if err := c.send(baseBackupSQL(c.num, o)); err != nil {
 		return BaseBackupResult{}, fmt.Errorf("ask for a base backup: %w", err)
 	}
@@ -167,6 +176,9 @@ func BaseBackup(ctx context.Context, c *Conn, o BaseBackupOptions, sink Sink) (B
 	}
 	if code(err) == "XX001" && r.whole {
 		return r.out, &ChecksumError{Failures: heard.failures(), Details: heard.said}
+	}
+	if o.Since != nil && r.out.Start == 0 && code(err) != "" {
+		err = fmt.Errorf("%w: %w", ErrNoIncremental, err)
 	}
 	// The server may be in the midst of sending: nobody can use this again.
 	return r.out, fmt.Errorf("take a base backup: %w", errors.Join(err, c.abandon()))

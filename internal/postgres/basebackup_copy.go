@@ -75,20 +75,19 @@ func (c *plainCopy) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// manifest keeps the manifest, bounded.
-func (r *backupReader) manifest(in io.Reader) error {
-	data, err := io.ReadAll(io.LimitReader(in, r.opt.MaxManifest+1))
-	if err != nil {
-		return fmt.Errorf("read the backup manifest: %w", err)
-	}
-	if int64(len(data)) > r.opt.MaxManifest {
-		return fmt.Errorf("the backup manifest has more than %d bytes", r.opt.MaxManifest)
-	}
-	if r.out.Manifest != nil {
+// manifest holds the files that came against the manifest (C-26).
+func (r *backupReader) manifest(in io.Reader) (err error) {
+	if r.summed {
 		return errors.New("the server sent two manifests")
 	}
-	r.out.Manifest = data
-	return nil
+	r.summed = true
+	if r.opt.Manifest != nil {
+		in = io.TeeReader(in, r.opt.Manifest)
+	}
+	if r.out.ParsedManifest, err = ReadManifest(in, r.arrived.check); err != nil {
+		return err
+	}
+	return onlyZeros(in)
 }
 
 // Kinds of message in the copy of 15 and later (bbsink_copystream in

@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"path"
@@ -90,16 +92,19 @@ func (r *backupReader) member(h *tar.Header, in io.Reader, prefix string) error 
 	default:
 		return fmt.Errorf("the server sent %q, which is of the kind %q: want files and directories", name, h.Typeflag)
 	}
-	if r.seen[name] {
+	if r.arrived.has(name) {
 		return fmt.Errorf("the server sent %q twice", name)
 	}
-	r.seen[name] = true
-	switch name {
-	case "backup_label":
-		r.out.Label, err = small(in, name, h.Size)
+	summed := &sumReader{in: in}
+	switch {
+	case name == "backup_label":
+		r.out.Label, err = small(summed, name, h.Size)
+	case r.opt.Since != nil && strings.HasPrefix(path.Base(name), incrementalPrefix):
+		err = r.changed(FileHeader{Path: name, Size: h.Size, Mode: mode, ModTime: h.ModTime}, summed)
 	default:
-		err = r.file(FileHeader{Path: name, Size: h.Size, Mode: mode, ModTime: h.ModTime}, in)
+		err = r.file(FileHeader{Path: name, Size: h.Size, Mode: mode, ModTime: h.ModTime}, summed)
 	}
+	r.arrived.add(name, summed.crc)
 	return err
 }
 
@@ -115,13 +120,16 @@ func small(in io.Reader, name string, size int64) ([]byte, error) {
 }
 
 // file hands one file to the sink and sees that it was taken whole.
-func (r *backupReader) file(h FileHeader, in io.Reader) error {
-	counted := &countReader{in: in}
-	if err := r.sink.File(r.ctx, h, counted); err != nil {
+func (r *backupReader) file(h FileHeader, in *sumReader) error {
+	return r.taken(h, in, r.sink.File(r.ctx, h, in))
+}
+
+func (r *backupReader) taken(h FileHeader, in *sumReader, err error) error {
+	if err != nil {
 		return fmt.Errorf("take %s of the base backup: %w", h.Path, err)
 	}
-	if counted.n != h.Size {
-		return fmt.Errorf("take %s of the base backup: %d of its %d bytes were read", h.Path, counted.n, h.Size)
+	if in.n != h.Size {
+		return fmt.Errorf("take %s of the base backup: %d of its %d bytes were read", h.Path, in.n, h.Size)
 	}
 	r.out.Files++
 	r.out.Bytes += h.Size
@@ -129,13 +137,48 @@ func (r *backupReader) file(h FileHeader, in io.Reader) error {
 	return nil
 }
 
-type countReader struct {
-	in io.Reader
-	n  int64
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sumReader counts and sums what passes, for the manifest that comes last.
+type sumReader struct {
+	in  io.Reader
+	n   int64
+	crc uint32
 }
 
-func (c *countReader) Read(p []byte) (int, error) {
+func (c *sumReader) Read(p []byte) (int, error) {
 	n, err := c.in.Read(p)
 	c.n += int64(n)
+	c.crc = crc32.Update(c.crc, castagnoli, p[:n])
 	return n, err
+}
+
+// arrivals are the files that came and their sums, a few bytes each: paths stand as
+// hashes, for a cluster may have millions of files.
+type arrivals struct {
+	seed maphash.Seed
+	sums map[uint64]uint32
+}
+
+func newArrivals() arrivals { return arrivals{maphash.MakeSeed(), map[uint64]uint32{}} }
+
+func (a arrivals) has(name string) bool {
+	_, ok := a.sums[maphash.String(a.seed, name)]
+	return ok
+}
+
+func (a arrivals) add(name string, crc uint32) { a.sums[maphash.String(a.seed, name)] = crc }
+
+// check holds an entry of the manifest against what came (C-26).
+func (a arrivals) check(m ManifestFile) error {
+	crc, ok := a.sums[maphash.String(a.seed, m.Path)]
+	if !ok {
+		return fmt.Errorf("the manifest names %q and the server did not send it", m.Path)
+	}
+	var got ManifestFile
+	got.CRC32C(crc)
+	if m.Algorithm == got.Algorithm && !strings.EqualFold(m.Checksum, got.Checksum) {
+		return fmt.Errorf("%s did not arrive as the server sent it: CRC32C %s, the server's manifest says %s; look at the network and the memory of both machines", m.Path, got.Checksum, m.Checksum)
+	}
+	return nil
 }

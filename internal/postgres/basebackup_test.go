@@ -1,10 +1,12 @@
 package postgres_test
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -19,13 +21,14 @@ import (
 
 // folder writes a base backup into a directory and sums what it writes.
 type folder struct {
-	dir  string // "" only sums
-	sums map[string]string
-	size map[string]int64
+	dir      string // "" only sums
+	sums     map[string]string
+	size     map[string]int64
+	manifest bytes.Buffer
 }
 
 func (f *folder) File(_ context.Context, h postgres.FileHeader, r io.Reader) error {
-	sum := sha256.New()
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	out := io.Writer(sum)
 	if f.dir != "" {
 		path := filepath.Join(f.dir, h.Path)
@@ -40,7 +43,7 @@ func (f *folder) File(_ context.Context, h postgres.FileHeader, r io.Reader) err
 		out = io.MultiWriter(sum, file)
 	}
 	n, err := io.Copy(out, r)
-	f.sums[h.Path], f.size[h.Path] = hex.EncodeToString(sum.Sum(nil)), n
+	f.sums[h.Path], f.size[h.Path] = hex.EncodeToString(binary.LittleEndian.AppendUint32(nil, sum.Sum32())), n
 	return err
 }
 
@@ -49,15 +52,19 @@ func newFolder(dir string) *folder {
 }
 
 // checkManifest compares every file that came with what the server summed (C-26).
-func (f *folder) checkManifest(t *testing.T, r postgres.BaseBackupResult) {
+func (f *folder) checkManifest(t *testing.T) {
 	t.Helper()
+	parsed, err := postgres.ParseManifest(f.manifest.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
 	named := map[string]bool{"backup_label": true, "tablespace_map": true}
-	for _, m := range r.ParsedManifest.Files {
+	for _, m := range parsed.Files {
 		if named[m.Path] {
 			continue
 		}
 		named[m.Path] = true
-		if m.Algorithm != "SHA256" || f.sums[m.Path] != m.Checksum || f.size[m.Path] != m.Size {
+		if m.Algorithm != "CRC32C" || f.sums[m.Path] != m.Checksum || f.size[m.Path] != m.Size {
 			t.Errorf("%s: %s of %d bytes, the manifest says %s %s of %d", m.Path, f.sums[m.Path], f.size[m.Path], m.Algorithm, m.Checksum, m.Size)
 		}
 	}
@@ -78,12 +85,12 @@ func TestBaseBackupIsWhatTheManifestSays(t *testing.T) {
 		var done, estimate int64
 		f := newFolder("")
 		r, err := postgres.BaseBackup(t.Context(), conn, postgres.BaseBackupOptions{
-			Label: "it's", Fast: true, Progress: func(d, e int64) { done, estimate = d, e },
+			Label: "it's", Fast: true, Manifest: &f.manifest, Progress: func(d, e int64) { done, estimate = d, e },
 		}, f)
 		if err != nil {
 			t.Fatalf("%d: %v", major, err)
 		}
-		f.checkManifest(t, r)
+		f.checkManifest(t)
 		l, err := postgres.ParseLabel(r.Label)
 		if err != nil || l.Start != r.Start || l.Name != "it's" || r.End <= r.Start || r.StartTimeline != 1 || r.EndTimeline != 1 {
 			t.Errorf("%d: from %s to %s, label %+v, %v", major, r.Start, r.End, l, err)
@@ -107,22 +114,10 @@ func TestBaseBackupIsWhatTheManifestSays(t *testing.T) {
 	}
 }
 
-// The last line: what was streamed starts, and holds the rows, in a tablespace in
-// place too. C-14, C-24
-func TestAServerStartsFromWhatBaseBackupSent(t *testing.T) {
-	c := pgtest.Start(t, pgtest.WithSetting("allow_in_place_tablespaces", "on"))
-	c.Exec("CREATE TABLESPACE near LOCATION ''")
-	c.Exec("CREATE TABLE kept TABLESPACE near AS SELECT g FROM generate_series(1, 5000) g")
-	dir := filepath.Join(c.Mkdir("restored"), "data")
-	f := newFolder(dir)
-	r, err := postgres.BaseBackup(t.Context(), replication(t, c), postgres.BaseBackupOptions{Label: "x", Fast: true}, f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(r.TablespaceMap) != 0 {
-		t.Errorf("map %q, want none for a tablespace in place", r.TablespaceMap)
-	}
-	f.checkManifest(t, r)
+// keep adds to a directory what a base backup says beside its files, and the WAL
+// of the server that it came from.
+func keep(t *testing.T, c *pgtest.Cluster, dir string, r postgres.BaseBackupResult) {
+	t.Helper()
 	for _, d := range r.Dirs {
 		if err := os.MkdirAll(filepath.Join(dir, d.Path), 0o700); err != nil {
 			t.Fatal(err)
@@ -145,9 +140,28 @@ func TestAServerStartsFromWhatBaseBackupSent(t *testing.T) {
 		}
 		put(filepath.Join("pg_wal", filepath.Base(s)), data)
 	}
-	if err := errors.Join(os.Chmod(dir, 0o700), pgtest.Own(dir)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o700), pgtest.Own(filepath.Dir(dir))); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The last line: what was streamed starts, and holds the rows, in a tablespace in
+// place too. C-14, C-24
+func TestAServerStartsFromWhatBaseBackupSent(t *testing.T) {
+	c := pgtest.Start(t, pgtest.WithSetting("allow_in_place_tablespaces", "on"))
+	c.Exec("CREATE TABLESPACE near LOCATION ''")
+	c.Exec("CREATE TABLE kept TABLESPACE near AS SELECT g FROM generate_series(1, 5000) g")
+	dir := filepath.Join(c.Mkdir("restored"), "data")
+	f := newFolder(dir)
+	r, err := postgres.BaseBackup(t.Context(), replication(t, c), postgres.BaseBackupOptions{Label: "x", Fast: true, Manifest: &f.manifest}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.TablespaceMap) != 0 {
+		t.Errorf("map %q, want none for a tablespace in place", r.TablespaceMap)
+	}
+	f.checkManifest(t)
+	keep(t, c, dir, r)
 	restored := c.Adopt(dir)
 	restored.Start()
 	if n := pgtest.Value[int64](restored, "SELECT count(*) FROM kept"); n != 5000 {
@@ -178,17 +192,17 @@ func TestWrongChecksumsAreReportedAfterAllData(t *testing.T) {
 	c := pgtest.Start(t)
 	path := spoil(t, c)
 	f, conn := newFolder(""), replication(t, c)
-	r, err := postgres.BaseBackup(t.Context(), conn, postgres.BaseBackupOptions{Label: "x", Fast: true}, f)
+	r, err := postgres.BaseBackup(t.Context(), conn, postgres.BaseBackupOptions{Label: "x", Fast: true, Manifest: &f.manifest}, f)
 	var bad *postgres.ChecksumError
 	if !errors.As(err, &bad) || bad.Failures != 1 || !strings.Contains(strings.Join(bad.Details, " "), path) {
 		t.Fatalf("%v, want one failure in %s", err, path)
 	}
-	f.checkManifest(t, r)
+	f.checkManifest(t)
 	if r.End <= r.Start || f.size["global/pg_control"] != 8192 {
 		t.Errorf("the result is not whole: %s to %s", r.Start, r.End)
 	}
 	r, err = postgres.BaseBackup(t.Context(), conn, postgres.BaseBackupOptions{Label: "y", Fast: true, NoVerify: true}, newFolder(""))
-	if err != nil || len(r.ParsedManifest.Files) == 0 {
+	if err != nil || len(r.ParsedManifest.WALRanges) == 0 {
 		t.Errorf("without verification, on the same connection: %v", err)
 	}
 }
@@ -251,10 +265,10 @@ func TestBaseBackupSQL(t *testing.T) {
 		opt  postgres.BaseBackupOptions
 		want string
 	}{
-		{130023, all, "BASE_BACKUP LABEL 'it''s' PROGRESS FAST NOWAIT MAX_RATE 51200 NOVERIFY_CHECKSUMS MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"},
-		{149999, postgres.BaseBackupOptions{Label: "x"}, "BASE_BACKUP LABEL 'x' PROGRESS NOWAIT MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"},
-		{150000, all, "BASE_BACKUP (LABEL 'it''s', PROGRESS true, CHECKPOINT 'fast', WAIT false, VERIFY_CHECKSUMS false, MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256', MAX_RATE 51200)"},
-		{180004, postgres.BaseBackupOptions{Label: "x", MaxRate: 1}, "BASE_BACKUP (LABEL 'x', PROGRESS true, CHECKPOINT 'spread', WAIT false, VERIFY_CHECKSUMS true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256', MAX_RATE 32)"},
+		{130023, all, "BASE_BACKUP LABEL 'it''s' PROGRESS FAST NOWAIT MAX_RATE 51200 NOVERIFY_CHECKSUMS MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"},
+		{149999, postgres.BaseBackupOptions{Label: "x"}, "BASE_BACKUP LABEL 'x' PROGRESS NOWAIT MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"},
+		{150000, all, "BASE_BACKUP (LABEL 'it''s', PROGRESS true, CHECKPOINT 'fast', WAIT false, VERIFY_CHECKSUMS false, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C', MAX_RATE 51200)"},
+		{180004, postgres.BaseBackupOptions{Label: "x", MaxRate: 1}, "BASE_BACKUP (LABEL 'x', PROGRESS true, CHECKPOINT 'spread', WAIT false, VERIFY_CHECKSUMS true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C', MAX_RATE 32)"},
 	} {
 		if got := postgres.BaseBackupSQL(c.num, c.opt); got != c.want {
 			t.Errorf("%d:\n%s\n%s", c.num, got, c.want)

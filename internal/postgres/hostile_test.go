@@ -99,7 +99,7 @@ func honest(archive, manifest []byte) []pgproto3.BackendMessage {
 
 func read(t testing.TB, said []pgproto3.BackendMessage) (postgres.BaseBackupResult, *folder, error) {
 	f := newFolder("")
-	r, err := postgres.ReadBackup(num, postgres.BaseBackupOptions{MaxManifest: 1 << 20}, f, said...)
+	r, err := postgres.ReadBackup(num, postgres.BaseBackupOptions{}, f, said...)
 	return r, f, err
 }
 
@@ -280,7 +280,7 @@ func FuzzBaseBackup(f *testing.F) {
 			copied = append(copied, &pgproto3.CopyData{Data: in[1 : 1+n]})
 			in = in[1+n:]
 		}
-		r, err := postgres.ReadBackup(num, postgres.BaseBackupOptions{MaxManifest: 1 << 16}, localOnly{t}, session(copied...)...)
+		r, err := postgres.ReadBackup(num, postgres.BaseBackupOptions{}, localOnly{t}, session(copied...)...)
 		if err == nil && len(r.Label) == 0 {
 			t.Fatal("a backup without a label was taken")
 		}

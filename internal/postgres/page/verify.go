@@ -50,7 +50,6 @@ type Verifier struct {
 	reread Reread
 	next   int64
 	ended  bool
-	zero   bool
 	report Report
 }
 
@@ -60,13 +59,6 @@ type Verifier struct {
 func NewVerifier(start lsn.LSN, segment uint32, reread Reread) *Verifier {
 	return &Verifier{start: start, first: segment * SegmentBlocks, reread: reread}
 }
-
-// ZeroHoles makes v normalise in place each good page that passes by, as
-// [NormaliseGood] does. It is for main forks only.
-func (v *Verifier) ZeroHoles() { v.zero = true }
-
-// SkipTo makes page number index of the file the next one, where pages are left out.
-func (v *Verifier) SkipTo(index int64) { v.next = index }
 
 // Check judges the next pages of the file, where data is a whole number of pages
 // except at the end of the file. A page that mismatches is read again once: other

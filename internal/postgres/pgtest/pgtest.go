@@ -195,11 +195,17 @@ func (c *Cluster) Bin(name string) string {
 // standard output; a failure fails the test.
 func (c *Cluster) Run(name string, args ...string) string {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
-	defer cancel()
-	out, err := output(ctx, c.Dir, c.Bin(name), args...)
+	out, err := c.TryRun(name, args...)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	return out
+}
+
+// TryRun is [Cluster.Run] for a program that may fail; the error has its words.
+func (c *Cluster) TryRun(name string, args ...string) (string, error) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
+	defer cancel()
+	return output(ctx, c.Dir, c.Bin(name), args...)
 }
