@@ -1,9 +1,11 @@
 package drills
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strings"
@@ -234,7 +236,7 @@ func (r *run) digests(ctx context.Context) (string, string, error) {
 }
 
 // opens says that the identity opens what the restore opened; without a restore
-// it opens the manifest and every pack and WAL object.
+// it opens the manifest and every map, pack and WAL object.
 func (r *run) opens(ctx context.Context) (string, string, error) {
 	if r.room != nil {
 		return passed, fmt.Sprintf("the restore opened the manifest and %d packs, each frame with its digest", len(r.room.Manifest.Packs)), nil
@@ -249,9 +251,12 @@ func (r *run) opens(ctx context.Context) (string, string, error) {
 			return "", "", err
 		}
 		r.rec.Cost.BytesRead += ref.Size
-		if ref.Name == r.snap.Manifest.Name {
+		switch {
+		case ref.Name == r.snap.Manifest.Name:
 			err = r.openManifest(body)
-		} else {
+		case path.Base(path.Dir(ref.Name)) == "maps":
+			_, err = seal.OpenBlob(body, r.deps.Repo.Data, 2*catalog.MapTarget)
+		default:
 			err = seal.DecodePack(body, r.deps.Repo.Data, nil, func(int, []byte) error { return ctx.Err() })
 		}
 		if err != nil {
@@ -262,15 +267,25 @@ func (r *run) opens(ctx context.Context) (string, string, error) {
 	return passed, fmt.Sprintf("%d objects opened, each frame with its digest", n), nil
 }
 
+// openManifest reads a manifest to its end, line by line.
 func (r *run) openManifest(body []byte) error {
-	plain, err := seal.NewBlobReader(strings.NewReader(string(body)), r.deps.Repo.Data, maxManifest)
+	plain, err := seal.NewBlobReader(bytes.NewReader(body), r.deps.Repo.Data, maxManifest)
 	if err != nil {
 		return err
 	}
 	defer plain.Close()
-	m, err := catalog.DecodeManifest(plain)
-	if err == nil && (m.Header.Snapshot != r.snap.ID || m.Header.Cluster != r.snap.Cluster) {
-		err = errors.Join(seal.ErrDamaged, fmt.Errorf("it says that it is of %s of %s", m.Header.Snapshot, m.Header.Cluster))
+	m, err := catalog.NewManifestReader(plain)
+	if err != nil {
+		return err
+	}
+	if m.Header.Snapshot != r.snap.ID || m.Header.Cluster != r.snap.Cluster {
+		return fmt.Errorf("%w: it says that it is of %s of %s", seal.ErrDamaged, m.Header.Snapshot, m.Header.Cluster)
+	}
+	for err == nil {
+		_, err = m.Next()
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
 	return err
 }

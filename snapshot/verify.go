@@ -33,6 +33,9 @@ type VerifyConfig struct {
 	Identities []age.Identity
 	Heal       Healer // nil: what is wrong is told and left
 	Workers    int    // objects at a time (2); each may take 35 MiB, twice that when opened
+	// Scratch is where the page maps lie, opened, while they are read: a thousandth
+	// of the cluster, and no data. "" is the system's directory for such files.
+	Scratch string
 }
 
 // VerifyReport is what [Verify] saw.
@@ -93,7 +96,6 @@ func Verify(ctx context.Context, cfg VerifyConfig) (VerifyReport, error) {
 type verification struct {
 	cfg    VerifyConfig
 	report VerifyReport
-	deep   *deep
 
 	mu    sync.Mutex
 	zones map[string]*ZoneReport
@@ -113,16 +115,33 @@ func (v *verification) run(ctx context.Context) error {
 		return err
 	}
 	v.report.Objects = len(refs) + 2
+	refs = append(refs, snap.Objects)
 	if len(v.cfg.Identities) > 0 {
-		if v.deep, err = openDeep(ctx, v.cfg, snap); err != nil {
-			return err
-		}
-		v.report.Deep = &v.deep.report
+		err = v.opened(ctx, snap, refs)
+	} else {
+		err = v.each(ctx, refs, nil)
 	}
-	if err := v.each(ctx, append(refs, snap.Objects)); err != nil {
+	if err != nil {
 		return err
 	}
 	return v.notes(ctx, snap)
+}
+
+// opened looks at all objects, and into the maps and packs among them.
+func (v *verification) opened(ctx context.Context, snap catalog.Snapshot, refs []catalog.Ref) (err error) {
+	d, err := openDeep(ctx, v.cfg, snap, refs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	v.report.Deep = &d.report
+	others := slices.DeleteFunc(refs, func(r catalog.Ref) bool { _, is := d.places[r.Name]; return is })
+	if err := v.each(ctx, others, nil); err != nil {
+		return err
+	}
+	return d.each(func(packs []catalog.Ref, said map[string][]fragment) error {
+		return v.each(ctx, packs, func(r catalog.Ref, body []byte) { d.pack(r, body, said[r.Name]) })
+	})
 }
 
 // objects reads the list that the note binds.
@@ -134,7 +153,8 @@ func (v *verification) objects(ctx context.Context, s catalog.Snapshot) ([]catal
 	return catalog.DecodeObjects(strings.NewReader(string(list)))
 }
 
-func (v *verification) each(ctx context.Context, refs []catalog.Ref) error {
+// each compares all copies of refs, and shows a good one of each to look.
+func (v *verification) each(ctx context.Context, refs []catalog.Ref, look func(r catalog.Ref, body []byte)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(cmp.Or(max(v.cfg.Workers, 0), 2))
 	for _, ref := range refs {
@@ -143,8 +163,8 @@ func (v *verification) each(ctx context.Context, refs []catalog.Ref) error {
 			if bad && v.cfg.Heal != nil {
 				v.heal(ctx, ref)
 			}
-			if v.deep != nil {
-				v.deep.pack(ref, body)
+			if look != nil {
+				look(ref, body)
 			}
 			return ctx.Err()
 		})
