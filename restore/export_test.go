@@ -16,7 +16,7 @@ func Fetch(ctx context.Context, r Repo, p Plan, opt Options) error {
 // Serve answers restore_command for p until ctx ends.
 func Serve(ctx context.Context, r Repo, p Plan, dir string) (socket string, err error) {
 	socket = filepath.Join(dir, "wal.sock")
-	s, err := newFetchServer(ctx, r, p, socket, filepath.Join(dir, "wal"), func(...string) error { return nil })
+	s, err := newFetchServer(ctx, r, p, dir, socket, filepath.Join(dir, "wal"), func(...string) error { return nil })
 	if err != nil {
 		return "", err
 	}

@@ -68,7 +68,7 @@ func (room *Room) doReplay(ctx context.Context) error {
 		r.now, r.moved, r.fruitful = 0, time.Now(), false
 		err := room.recoverOnce(ctx, r)
 		if err == nil {
-			return nil
+			return room.settleSpaces(ctx)
 		}
 		if ctx.Err() != nil || !errors.Is(err, errAgain) || time.Since(r.rose) > room.opt.Stall {
 			return fmt.Errorf("%w: replay came to %s of %s: %w", ErrIncomplete, r.best, room.Plan.ExpectedEnd.LSN, err)
@@ -86,7 +86,7 @@ func (room *Room) doReplay(ctx context.Context) error {
 // serveWAL starts answering restore_command.
 func (room *Room) serveWAL(ctx context.Context) (err error) {
 	sock := filepath.Join(room.sockets, "wal.sock")
-	room.fetch, err = newFetchServer(ctx, room.repo, room.Plan, sock, filepath.Join(room.dir, "wal"), room.programs.Own)
+	room.fetch, err = newFetchServer(ctx, room.repo, room.Plan, room.opt.To, sock, filepath.Join(room.dir, "wal"), room.programs.Own)
 	if err != nil {
 		return err
 	}

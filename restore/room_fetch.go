@@ -29,21 +29,33 @@ type fetchServer struct {
 	retry time.Duration // how long a file that was asked for is tried
 
 	listener net.Listener
+	spaces   *newSpaces
 	files    map[string]int // place in plan.Files
 	slots    chan struct{}  // bounds the files in memory
 	work     sync.WaitGroup
 
 	mu     sync.Mutex
 	ready  map[string]*fetched
-	bytes  int64 // fetched, as stored
-	served int   // how far into plan.Files recovery came
-	last   error // the last doubt
+	last   map[int][]byte // pages of files that were fetched: see edges
+	bytes  int64          // fetched, as stored
+	served int            // how far into plan.Files recovery came
+	unsure error          // the last doubt
 }
 
 type fetched struct {
 	done chan struct{}
 	path string
 	err  error
+	edges
+}
+
+func (f *fetched) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (f *fetched) failed() bool {
@@ -55,10 +67,12 @@ func (f *fetched) failed() bool {
 	}
 }
 
-func newFetchServer(ctx context.Context, r Repo, p Plan, socket, spool string, own func(...string) error) (*fetchServer, error) {
+// newFetchServer answers at socket for a restore into the data directory root.
+func newFetchServer(ctx context.Context, r Repo, p Plan, root, socket, spool string, own func(...string) error) (*fetchServer, error) {
 	s := &fetchServer{
 		repo: r, plan: p, spool: spool, own: own, ahead: 4, retry: 30 * time.Second,
 		files: map[string]int{}, ready: map[string]*fetched{}, slots: make(chan struct{}, 2), served: -1,
+		last: map[int][]byte{}, spaces: &newSpaces{root: root, own: own, made: map[uint32]string{}},
 	}
 	for i, f := range p.Files {
 		s.files[f.Name] = i
@@ -122,7 +136,7 @@ func (s *fetchServer) note(i int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		s.last = err
+		s.unsure = err
 		return
 	}
 	s.served = max(s.served, i)
@@ -139,8 +153,8 @@ func (s *fetchServer) progress() int {
 func (s *fetchServer) doubt() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.last
-	s.last = nil
+	err := s.unsure
+	s.unsure = nil
 	return err
 }
 
@@ -151,15 +165,17 @@ func (s *fetchServer) take(ctx context.Context, i int) (string, error) {
 	for k := i + 1; k <= i+s.ahead && k < len(s.plan.Files); k++ {
 		s.begin(ctx, k)
 	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
+	err := f.wait(ctx)
+	if ctx.Err() != nil {
 		return "", ctx.Err()
+	}
+	if err == nil {
+		err = s.settle(ctx, i, f)
 	}
 	s.mu.Lock()
 	delete(s.ready, s.plan.Files[i].Name) // asked again, it is fetched again
 	s.mu.Unlock()
-	return f.path, f.err
+	return f.path, err
 }
 
 // begin starts fetching file i unless that is under way or done.
@@ -174,42 +190,50 @@ func (s *fetchServer) begin(ctx context.Context, i int) *fetched {
 	s.ready[name] = f
 	s.work.Go(func() {
 		defer close(f.done)
-		f.path, f.err = s.fetch(ctx, s.plan.Files[i])
+		f.path, f.edges, f.err = s.fetch(ctx, i)
 	})
 	return f
 }
 
 // fetch makes one file in the spool, trying for a bounded time.
-func (s *fetchServer) fetch(ctx context.Context, file File) (string, error) {
+func (s *fetchServer) fetch(ctx context.Context, i int) (string, edges, error) {
 	until := time.Now().Add(s.retry)
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		path, err := s.fetchOnce(ctx, file)
+		path, e, err := s.fetchOnce(ctx, i)
 		if err == nil || time.Now().Add(wait).After(until) {
-			return path, err
+			return path, e, err
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return "", e, ctx.Err()
 		}
 	}
 }
 
-func (s *fetchServer) fetchOnce(ctx context.Context, file File) (string, error) {
+func (s *fetchServer) fetchOnce(ctx context.Context, i int) (_ string, e edges, err error) {
+	file := s.plan.Files[i]
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", e, ctx.Err()
 	}
 	data, n, err := assemble(ctx, s.repo, file)
+	if err == nil {
+		e, err = s.defuse(file, data)
+	}
 	s.mu.Lock()
 	s.bytes += n
+	if err == nil {
+		s.last[i] = e.last
+	}
 	s.mu.Unlock()
 	if err != nil {
-		return "", fmt.Errorf("fetching %s: %w", file.Name, err)
+		return "", e, fmt.Errorf("fetching %s: %w", file.Name, err)
 	}
-	return s.store(file.Name, data)
+	path, err := s.store(file.Name, data)
+	return path, e, err
 }
 
 func (s *fetchServer) store(name string, data []byte) (string, error) {
