@@ -80,9 +80,12 @@ func (r *rig) sealPack(id string, raws ...[]byte) sealedPack {
 	s, err := p.Seal(r.dataTo)
 	noErr(r.t, err)
 	f := s.Frames[0]
+	var sum [32]byte
+	_, err = hex.Decode(sum[:], []byte(f.SHA256))
+	noErr(r.t, err)
 	return sealedPack{
 		r.store(func(sum [32]byte) string { return catalog.PackName("main", id, 0, sum) }, s.Body),
-		catalog.LeafFrame{Off: f.Off, Len: int(f.Len), Raw: f.Raw, SHA256: sha256.Sum256(raws[0])},
+		catalog.LeafFrame{Off: f.Off, Len: int(f.Len), Raw: f.Raw, SHA256: sum},
 	}
 }
 

@@ -34,7 +34,7 @@ type LeafFrame struct {
 	Off    int64    // in the pack's plaintext
 	Len    int      // compressed
 	Raw    int      // decompressed, 1 to 1 MiB
-	SHA256 [32]byte // of the raw bytes
+	SHA256 [32]byte // of the compressed frame
 }
 
 // Run is a stretch of blocks that lie end to end in one frame.

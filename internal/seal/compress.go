@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"sync"
 
@@ -90,7 +91,8 @@ func (f CompressedFrame) Raw() int { return f.raw }
 // Len is the number of compressed bytes.
 func (f CompressedFrame) Len() int { return len(f.data) }
 
-// SHA256 is the digest of the raw bytes.
+// SHA256 is the digest of the compressed bytes: it is checked before they are
+// decompressed, and the frame's own checksum covers the rest.
 func (f CompressedFrame) SHA256() [32]byte { return f.sum }
 
 // Compress makes a frame of 1 to [MaxFrame] bytes; any other length panics. raw
@@ -100,7 +102,7 @@ func (c *Compressor) Compress(raw []byte) CompressedFrame {
 		panic(fmt.Sprintf("seal: frame of %d bytes", len(raw)))
 	}
 	c.scratch = c.enc.encode(c.scratch, raw)
-	return CompressedFrame{data: bytes.Clone(c.scratch), raw: len(raw), sum: sha256.Sum256(raw)}
+	return CompressedFrame{data: bytes.Clone(c.scratch), raw: len(raw), sum: sha256.Sum256(c.scratch)}
 }
 
 // decoders are reused: each keeps about a frame of memory and needs no Close
@@ -114,18 +116,24 @@ var decoders = sync.Pool{New: func() any {
 	return dec
 }}
 
-// decode returns the raw bytes of f, appended to dst, after checking their
-// number and digest.
+// decode returns the raw bytes of f in dst's memory, after checking the compressed
+// bytes by their digest, and the raw ones by their number and the frame's checksum.
 func decode(f Frame, compressed, dst []byte) ([]byte, error) {
+	if sum := sha256.Sum256(compressed); hex.EncodeToString(sum[:]) != f.SHA256 {
+		return nil, fmt.Errorf("frame at %d: %w: its SHA-256 is %x, want %s", f.Off, ErrDamaged, sum, f.SHA256)
+	}
+	var head zstd.Header
+	if err := head.Decode(compressed); err != nil || !head.HasCheckSum || head.FrameContentSize != uint64(f.Raw) {
+		return nil, fmt.Errorf("frame at %d: %w: not one zstd frame of %d bytes with a checksum", f.Off, ErrDamaged, f.Raw)
+	}
 	dec := decoders.Get().(*zstd.Decoder)
 	defer decoders.Put(dec)
-	raw, err := dec.DecodeAll(compressed, dst[:0])
+	raw, err := dec.DecodeAll(compressed, grow(dst, f.Raw)[:0])
 	if err != nil {
 		return nil, fmt.Errorf("decompress frame at %d: %w: %w", f.Off, ErrDamaged, err)
 	}
-	if sum := sha256.Sum256(raw); len(raw) != f.Raw || fmt.Sprintf("%x", sum) != f.SHA256 {
-		return nil, fmt.Errorf("frame at %d: %w: %d bytes with SHA-256 %x, want %d with %s",
-			f.Off, ErrDamaged, len(raw), sum, f.Raw, f.SHA256)
+	if len(raw) != f.Raw {
+		return nil, fmt.Errorf("frame at %d: %w: %d raw bytes, want %d", f.Off, ErrDamaged, len(raw), f.Raw)
 	}
 	return raw, nil
 }

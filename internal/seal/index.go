@@ -25,7 +25,7 @@ type Frame struct {
 	Off    int64  `json:"off"` // in the pack's plaintext, which is compressed
 	Len    int64  `json:"len"`
 	Raw    int    `json:"raw"`    // bytes after decompression
-	SHA256 string `json:"sha256"` // of the raw bytes, lower-case hex
+	SHA256 string `json:"sha256"` // of the compressed frame, lower-case hex
 }
 
 // check bounds a frame that was read from somewhere, in a plaintext of size.
@@ -41,15 +41,23 @@ func (f Frame) check(size int64) error {
 	return nil
 }
 
+// entry is a frame in the index.
+type entry struct {
+	len, raw uint32
+	sum      [32]byte
+}
+
+func (f CompressedFrame) entry() entry { return entry{uint32(len(f.data)), uint32(f.raw), f.sum} }
+
 func indexSize(frames int) int { return headerSize + frames*entrySize + footerSize }
 
 // appendIndex appends the skippable frame for frames, which lie end to end from 0.
-func appendIndex(b []byte, frames []CompressedFrame) []byte {
+func appendIndex(b []byte, frames []entry) []byte {
 	b = binary.LittleEndian.AppendUint32(b, indexMagic)
 	b = binary.LittleEndian.AppendUint32(b, uint32(indexSize(len(frames))-headerSize))
 	for _, f := range frames {
-		b = binary.LittleEndian.AppendUint32(b, uint32(len(f.data)))
-		b = binary.LittleEndian.AppendUint32(b, uint32(f.raw))
+		b = binary.LittleEndian.AppendUint32(b, f.len)
+		b = binary.LittleEndian.AppendUint32(b, f.raw)
 		b = append(b, f.sum[:]...)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(frames)))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io"
 
 	"filippo.io/age"
@@ -12,9 +13,13 @@ import (
 // PackTarget is the size at which a pack is full.
 const PackTarget = 32 << 20
 
-// Pack gathers frames until they are sealed. It is for one goroutine.
-type Pack struct {
-	frames []CompressedFrame
+// PackWriter seals frames as they come, so that a pack in the making is in memory
+// once. It is for one goroutine at a time.
+type PackWriter struct {
+	body   bytes.Buffer
+	sum    hash.Hash // of body
+	sealer io.WriteCloser
+	frames []entry
 	size   int64
 }
 
@@ -23,6 +28,70 @@ type Sealed struct {
 	Body   []byte
 	SHA256 [32]byte // of Body
 	Frames []Frame
+}
+
+// NewPackWriter begins a pack to all recipients. It reserves memory for expect
+// bytes of frames: [PackTarget] for a pack that will be filled until it is full.
+func NewPackWriter(recipients []age.Recipient, expect int64) (*PackWriter, error) {
+	w := &PackWriter{sum: sha256.New()}
+	// The last frame may run past the target; age adds 16 bytes to each 64 KiB,
+	// and to its header at most 2 KiB for each recipient.
+	room := expect + min(expect, maxCompressed)
+	w.body.Grow(int(room+room>>12) + 4096 + 2048*len(recipients))
+	var err error
+	if w.sealer, err = age.Encrypt(io.MultiWriter(&w.body, w.sum), recipients...); err != nil {
+		return nil, fmt.Errorf("begin pack: %w", err)
+	}
+	return w, nil
+}
+
+// Add seals one frame, which is not kept, and returns its index.
+func (w *PackWriter) Add(f CompressedFrame) (int, error) {
+	if len(w.frames) == MaxFrames {
+		return 0, fmt.Errorf("add to pack: it has %d frames already, which is the most", MaxFrames)
+	}
+	if _, err := w.sealer.Write(f.data); err != nil {
+		return 0, fmt.Errorf("add to pack: %w", err)
+	}
+	w.frames = append(w.frames, f.entry())
+	w.size += int64(len(f.data))
+	return len(w.frames) - 1, nil
+}
+
+// Size is the number of bytes that the plaintext will have, index included.
+func (w *PackWriter) Size() int64 { return w.size + int64(indexSize(len(w.frames))) }
+
+// Full says that the pack should be sealed now.
+func (w *PackWriter) Full() bool { return w.Size() >= PackTarget || len(w.frames) >= MaxFrames/4 }
+
+// Seal ends the pack. One without frames is valid: it is what an empty file
+// becomes. The writer is of no use afterwards.
+func (w *PackWriter) Seal() (Sealed, error) {
+	if err := finish(w.sealer, appendIndex(nil, w.frames)); err != nil {
+		return Sealed{}, fmt.Errorf("seal pack: %w", err)
+	}
+	s := Sealed{Body: w.body.Bytes(), Frames: make([]Frame, len(w.frames))}
+	w.sum.Sum(s.SHA256[:0])
+	var off int64
+	for i, e := range w.frames {
+		s.Frames[i] = Frame{Off: off, Len: int64(e.len), Raw: int(e.raw), SHA256: fmt.Sprintf("%x", e.sum)}
+		off += int64(e.len)
+	}
+	return s, nil
+}
+
+func finish(w io.WriteCloser, last []byte) error {
+	if _, err := w.Write(last); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// Pack gathers frames until they are sealed all at once, for who learns only then
+// to whom. It is for one goroutine.
+type Pack struct {
+	frames []CompressedFrame
+	size   int64
 }
 
 // NewPack returns an empty pack.
@@ -35,57 +104,41 @@ func (p *Pack) Add(f CompressedFrame) int {
 	return len(p.frames) - 1
 }
 
-// Size is the number of bytes that the plaintext will have, index included.
+// Size is as [PackWriter.Size].
 func (p *Pack) Size() int64 { return p.size + int64(indexSize(len(p.frames))) }
 
-// Full says that the pack should be sealed now.
+// Full is as [PackWriter.Full].
 func (p *Pack) Full() bool { return p.Size() >= PackTarget || len(p.frames) >= MaxFrames/4 }
 
-// Seal encrypts the pack to all recipients and empties it. A pack without frames
-// is valid: it is what an empty file becomes.
+// Seal encrypts the pack to all recipients and empties it.
 func (p *Pack) Seal(recipients []age.Recipient) (Sealed, error) {
-	if len(p.frames) > MaxFrames {
-		return Sealed{}, fmt.Errorf("seal pack: %d frames, want at most %d", len(p.frames), MaxFrames)
-	}
-	var body bytes.Buffer
-	body.Grow(int(p.Size()) + int(p.Size()>>12) + 4096 + 2048*len(recipients))
-	w, err := age.Encrypt(&body, recipients...)
+	w, err := NewPackWriter(recipients, p.size)
 	if err != nil {
-		return Sealed{}, fmt.Errorf("seal pack: %w", err)
+		return Sealed{}, err
 	}
-	index := appendIndex(nil, p.frames)
-	frames := make([]Frame, 0, len(p.frames))
-	var off int64
 	for i, f := range p.frames {
-		if _, err := w.Write(f.data); err != nil {
-			return Sealed{}, fmt.Errorf("seal pack: %w", err)
+		if _, err := w.Add(f); err != nil {
+			return Sealed{}, err
 		}
-		frames = append(frames, Frame{Off: off, Len: int64(len(f.data)), Raw: f.raw, SHA256: fmt.Sprintf("%x", f.sum)})
-		off += int64(len(f.data))
 		p.frames[i].data = nil // its memory is wanted for the sealed bytes
 	}
-	if err := finish(w, index); err != nil {
-		return Sealed{}, fmt.Errorf("seal pack: %w", err)
-	}
 	p.frames, p.size = p.frames[:0], 0
-	return Sealed{Body: body.Bytes(), SHA256: sha256.Sum256(body.Bytes()), Frames: frames}, nil
-}
-
-func finish(w io.WriteCloser, last []byte) error {
-	if _, err := w.Write(last); err != nil {
-		return err
-	}
-	return w.Close()
+	return w.Seal()
 }
 
 // SealFile makes a pack of one whole file (a WAL segment, a history file), so
 // that `age -d | zstd -d` gives the file.
 func SealFile(plain []byte, c *Compressor, recipients []age.Recipient) (Sealed, error) {
-	p := NewPack()
+	w, err := NewPackWriter(recipients, int64(len(plain)/4))
+	if err != nil {
+		return Sealed{}, err
+	}
 	for len(plain) > 0 {
 		n := min(len(plain), MaxFrame)
-		p.Add(c.Compress(plain[:n]))
+		if _, err := w.Add(c.Compress(plain[:n])); err != nil {
+			return Sealed{}, err
+		}
 		plain = plain[n:]
 	}
-	return p.Seal(recipients)
+	return w.Seal()
 }

@@ -11,9 +11,9 @@ import (
 
 func FuzzParseIndex(f *testing.F) {
 	c := NewCompressor("")
-	frames := []CompressedFrame{c.Compress(rows(900, 1)), c.Compress(noise(50))}
-	good := appendIndex(nil, frames)
-	start := int64(frames[0].Len() + frames[1].Len())
+	first, second := c.Compress(rows(900, 1)), c.Compress(noise(50))
+	good := appendIndex(nil, []entry{first.entry(), second.entry()})
+	start := int64(first.Len() + second.Len())
 	f.Add(good, start)
 	f.Add(good[:len(good)-1], start)
 	f.Add(good, start+1)

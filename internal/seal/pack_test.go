@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -213,18 +214,43 @@ func TestFramesThatLieAboutTheirPlaceOrSizeAreRefused(t *testing.T) {
 	}
 }
 
-// TestADecompressionBombInAFrameIsBounded seals a frame that unpacks to 64 MiB.
+// TestADecompressionBombInAFrameIsBounded seals frames that unpack to 64 MiB: one
+// that says so, one that lies about it.
 func TestADecompressionBombInAFrameIsBounded(t *testing.T) {
 	ids, rec := pair(t, true)
-	bomb := newEncoder(zstd.SpeedFastest).EncodeAll(make([]byte, 64<<20), nil)
-	p := NewPack()
-	p.Add(CompressedFrame{data: bomb, raw: 1000})
-	s, err := p.Seal(rec)
+	honest := newEncoder(zstd.SpeedFastest).EncodeAll(make([]byte, 64<<20), nil)
+	liar := bytes.Clone(honest)
+	binary.LittleEndian.PutUint32(liar[5:], 1000) // the content size, after magic and descriptor
+	for _, bomb := range [][]byte{honest, liar} {
+		w, err := NewPackWriter(rec, int64(len(bomb)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Add(CompressedFrame{data: bomb, raw: 1000, sum: sha256.Sum256(bomb)}); err != nil {
+			t.Fatal(err)
+		}
+		s, err := w.Seal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := DecodePack(s.Body, ids, nil, func(int, []byte) error { return nil }); !errors.Is(err, ErrDamaged) {
+			t.Errorf("bomb: %v", err)
+		}
+	}
+}
+
+// TestAFrameWithoutItsChecksumIsRefused, since only the checksum vouches for what
+// decompression gives.
+func TestAFrameWithoutItsChecksumIsRefused(t *testing.T) {
+	raw := rows(5000, 1)
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderCRC(false))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := DecodePack(s.Body, ids, nil, func(int, []byte) error { return nil }); !errors.Is(err, ErrDamaged) {
-		t.Errorf("bomb: %v", err)
+	data := enc.EncodeAll(raw, nil)
+	f := Frame{Len: int64(len(data)), Raw: len(raw), SHA256: fmt.Sprintf("%x", sha256.Sum256(data))}
+	if got, err := decode(f, data, nil); got != nil || !errors.Is(err, ErrDamaged) {
+		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
 
