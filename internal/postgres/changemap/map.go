@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/walrec"
 )
@@ -33,7 +32,7 @@ type Fork = walrec.Fork
 // Map holds the changed blocks of one stretch. It does not change once it is built,
 // and may be read by many at once.
 type Map struct {
-	forks map[forkKey]*fork
+	forks map[forkKey]*blocks
 	bound int64
 	used  int64
 }
@@ -43,116 +42,53 @@ type forkKey struct {
 	fork Fork
 }
 
-func newMap(bound int64) *Map { return &Map{forks: map[forkKey]*fork{}, bound: bound} }
+func newMap(bound int64) *Map { return &Map{forks: map[forkKey]*blocks{}, bound: bound} }
 
 // Changed says which blocks of one file of a relation can differ: ascending,
-// counted from the file's first. all says that each can, and then blocks is nil.
-// Blocks behind the end that the file had before are not all named. Of the free
+// counted from the file's first. all says that each can, and then list is nil.
+// Blocks behind the end that the file had before need not be named. Of the free
 // space map and the visibility map nothing is ever known, so all is true.
-func (m *Map) Changed(spc, db, rel uint32, f Fork, segment int) (blocks []uint32, all bool) {
+func (m *Map) Changed(spc, db, rel uint32, f Fork, segment int) (list []uint32, all bool) {
 	if f != walrec.MainFork && f != walrec.InitFork || segment < 0 || segment > math.MaxUint32/SegmentBlocks {
 		return nil, true
 	}
-	if m.forks[forkKey{walrec.Relation{Tablespace: spc, Database: db}, walrec.MainFork}] != nil {
+	r := walrec.Relation{Tablespace: spc, Database: db}
+	if m.forks[forkKey{r, walrec.MainFork}] != nil {
 		return nil, true // the database's files were made or removed as a whole
 	}
-	set := m.forks[forkKey{walrec.Relation{Tablespace: spc, Database: db, Node: rel}, f}]
-	if set == nil {
+	r.Node = rel
+	b := m.forks[forkKey{r, f}]
+	if b == nil {
 		return nil, false
 	}
-	first := uint64(segment) * SegmentBlocks
-	if uint64(set.from) <= first {
+	first := uint32(segment) * SegmentBlocks
+	if b.from <= first {
 		return nil, true
 	}
-	return set.between(first, first+SegmentBlocks), false
+	return b.within(first, SegmentBlocks), false
 }
 
 // Bytes is about how much memory the map takes.
 func (m *Map) Bytes() int64 { return m.used }
 
 // forkCost is about what a fork takes beside its blocks.
-const forkCost = 160
+const forkCost = 200
 
 // add merges what is said of one fork.
 func (m *Map) add(c walrec.ForkChanges) error {
 	key := forkKey{c.Relation, c.Fork}
-	f := m.forks[key]
-	if f == nil {
-		f = &fork{from: walrec.NoBlock}
-		m.forks[key] = f
+	b := m.forks[key]
+	if b == nil {
+		b = &blocks{from: walrec.NoBlock}
+		m.forks[key] = b
 		m.used += forkCost
 	}
-	f.from = min(f.from, c.From)
-	if n := len(c.Blocks); n > 0 {
-		if grow := f.growth(n, c.Blocks[n-1]); m.used+grow > m.bound {
-			return fmt.Errorf("%w: more changed blocks than %d bytes hold", ErrUnknown, m.bound)
-		}
-	}
-	before := f.size()
-	f.add(c.Blocks)
-	m.used += f.size() - before
-	if m.used > m.bound {
-		return fmt.Errorf("%w: more changed relations than %d bytes hold", ErrUnknown, m.bound)
+	b.from = min(b.from, c.From)
+	before := b.bytes()
+	ok := b.add(c.Blocks, m.bound-m.used)
+	m.used += b.bytes() - before
+	if !ok || m.used > m.bound {
+		return fmt.Errorf("%w: more blocks changed than a map of %d bytes holds", ErrUnknown, m.bound)
 	}
 	return nil
-}
-
-// fork holds blocks as a list while they are few, and else as bits, which take a
-// 65,536th of the relation's size.
-type fork struct {
-	from uint32   // this block and all after it changed
-	list []uint32 // the first sorted are in order, without doubles
-	tidy int
-	bits []uint64
-}
-
-// maxList is how many blocks a list may hold, without doubles.
-const maxList = 2048
-
-func (f *fork) size() int64 { return 4*int64(cap(f.list)) + 8*int64(cap(f.bits)) }
-
-// growth bounds what n more blocks up to last can take.
-func (f *fork) growth(n int, last uint32) int64 {
-	if f.bits == nil && len(f.list)+n <= 2*maxList {
-		return 8 * int64(n)
-	}
-	return max(0, 8*(int64(last)/64+1-int64(cap(f.bits))))
-}
-
-func (f *fork) add(blocks []uint32) {
-	if f.bits == nil && len(f.list)+len(blocks) > 2*maxList {
-		f.sort()
-	}
-	if f.bits == nil && len(f.list)+len(blocks) <= 2*maxList {
-		f.list = append(f.list, blocks...)
-		return
-	}
-	for _, list := range [][]uint32{f.list, blocks} {
-		f.set(list)
-	}
-	f.list, f.tidy = nil, 0
-}
-
-// set enters ascending blocks as bits.
-func (f *fork) set(blocks []uint32) {
-	if len(blocks) == 0 {
-		return
-	}
-	if n := int(blocks[len(blocks)-1]/64) + 1; n > len(f.bits) {
-		bits := make([]uint64, n)
-		copy(bits, f.bits)
-		f.bits = bits
-	}
-	for _, b := range blocks {
-		f.bits[b/64] |= 1 << (b % 64)
-	}
-}
-
-// sort orders the list and removes doubles.
-func (f *fork) sort() {
-	if f.tidy < len(f.list) {
-		slices.Sort(f.list)
-		f.list = slices.Compact(f.list)
-		f.tidy = len(f.list)
-	}
 }

@@ -34,6 +34,17 @@ type ForkChanges struct {
 	Blocks []uint32 // ascending, all below From
 }
 
+// NewChanges encodes what forks, in ascending order, changed.
+func NewChanges(from, to lsn.LSN, forks []ForkChanges) (Changes, error) {
+	c := Changes{From: from, To: to, Blocks: []byte{}}
+	var before Relation
+	for _, f := range forks {
+		c.Blocks = f.append(c.Blocks, before)
+		before = f.Relation
+	}
+	return c, c.Each(func(ForkChanges) error { return nil })
+}
+
 // append adds the fork behind one of the relation before.
 func (f ForkChanges) append(dst []byte, before Relation) []byte {
 	dst = binary.AppendUvarint(dst, uint64(f.Tablespace-before.Tablespace))

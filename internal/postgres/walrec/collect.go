@@ -148,21 +148,16 @@ func (c *collector) finish(r *Reader) (*Changes, error) {
 	if c.unknown != nil {
 		return nil, c.unknown
 	}
-	sets := make([]*forkSet, 0, len(c.forks))
+	forks := make([]ForkChanges, 0, len(c.forks))
 	for _, f := range c.forks {
-		sets = append(sets, f)
-	}
-	slices.SortFunc(sets, func(a, b *forkSet) int {
-		return cmp.Or(cmp.Compare(a.Tablespace, b.Tablespace), cmp.Compare(a.Database, b.Database), cmp.Compare(a.Node, b.Node), cmp.Compare(a.fork, b.fork))
-	})
-	out := Changes{From: c.from, To: max(c.from, to), Blocks: []byte{}}
-	var before Relation
-	for _, f := range sets {
 		c.tidy(f)
-		out.Blocks = ForkChanges{f.Relation, f.fork, f.from, f.blocks}.append(out.Blocks, before)
-		before = f.Relation
+		forks = append(forks, ForkChanges{f.Relation, f.fork, f.from, f.blocks})
 	}
-	return &out, nil
+	slices.SortFunc(forks, func(a, b ForkChanges) int {
+		return cmp.Or(cmp.Compare(a.Tablespace, b.Tablespace), cmp.Compare(a.Database, b.Database), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Fork, b.Fork))
+	})
+	out, err := NewChanges(c.from, max(c.from, to), forks)
+	return &out, err
 }
 
 // pending enters the record that the piece's end cuts and says whether all of its
