@@ -136,8 +136,9 @@ func (r Reader) Absent(ctx context.Context, name string) (bool, error) {
 }
 
 // gather asks all zones at once. When N-W+1 have answered it waits as long again
-// for the rest (at least grace), so that a zone that hangs delays little; it
-// ends at once when ask says that its answer settles the question.
+// for the rest, and at least grace for those that are not unwell, so that a zone
+// that hangs delays little, and only once in a while; it ends at once when ask
+// says that its answer settles the question.
 func gather[T any](ctx context.Context, s set, grace time.Duration, ask func(context.Context, *member) (val T, settled bool, err error)) (map[string]T, map[string]error) {
 	type answer struct {
 		m       *member
@@ -147,8 +148,8 @@ func gather[T any](ctx context.Context, s set, grace time.Duration, ask func(con
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	begun := time.Now()
 	answers := make(chan answer, len(s.members))
+	w := newWaiting(s, grace)
 	for _, m := range s.members {
 		go func() {
 			val, settled, err := ask(ctx, m)
@@ -156,27 +157,71 @@ func gather[T any](ctx context.Context, s set, grace time.Duration, ask func(con
 			answers <- answer{m, val, settled, err}
 		}()
 	}
-	found, faults := map[string]T{}, map[string]error{}
-	for _, m := range s.members {
-		faults[m.name] = errSlow
-	}
-	var patience <-chan time.Time
+	found := map[string]T{}
 	for range s.members {
 		select {
 		case a := <-answers:
 			found[a.m.name] = a.val
-			if faults[a.m.name] = a.err; a.err == nil {
-				delete(faults, a.m.name)
-			}
+			w.heard(a.m, a.err)
 			if a.settled {
-				return found, faults
+				return found, w.faults
 			}
-		case <-patience:
-			return found, faults
-		}
-		if patience == nil && answered(s, faults) >= s.proof() {
-			patience = time.After(max(grace, time.Since(begun)))
+		case <-w.enough():
+			w.giveUp()
+			return found, w.faults
 		}
 	}
-	return found, faults
+	return found, w.faults
+}
+
+// waiting decides how long zones are waited for.
+type waiting struct {
+	set
+	grace   time.Duration
+	begun   time.Time
+	proven  time.Time // when N-W+1 had answered
+	faults  map[string]error
+	pending map[*member]bool // and whether it was unwell when it was asked
+}
+
+func newWaiting(s set, grace time.Duration) *waiting {
+	w := &waiting{set: s, grace: grace, begun: time.Now(), faults: map[string]error{}, pending: map[*member]bool{}}
+	for _, m := range s.members {
+		w.faults[m.name], w.pending[m] = errSlow, m.unwell() && !s.each
+	}
+	return w
+}
+
+func (w *waiting) heard(m *member, err error) {
+	delete(w.pending, m)
+	if w.faults[m.name] = err; err == nil {
+		delete(w.faults, m.name)
+	}
+	if w.proven.IsZero() && answered(w.set, w.faults) >= w.proof() {
+		w.proven = time.Now()
+	}
+}
+
+// enough fires when the zones that have not answered are not to be waited for any
+// longer; it is nil while they are needed.
+func (w *waiting) enough() <-chan time.Time {
+	if w.proven.IsZero() {
+		return nil
+	}
+	patience := w.proven.Sub(w.begun)
+	for _, unwell := range w.pending {
+		if !unwell {
+			patience = max(w.grace, patience)
+		}
+	}
+	return time.After(time.Until(w.proven.Add(patience)))
+}
+
+// giveUp leaves the zones that did not answer.
+func (w *waiting) giveUp() {
+	for m, unwell := range w.pending {
+		if !unwell {
+			m.gaveUp()
+		}
+	}
 }

@@ -38,6 +38,7 @@ type member struct {
 
 	mu      sync.Mutex
 	fault   error
+	ill     time.Time // until when it is not waited for: see unwell
 	lastOK  time.Time
 	pace    time.Duration // moving average of a read, for each MiB begun
 	sampled time.Time
@@ -65,7 +66,7 @@ func (m *member) saw(err error, took time.Duration) {
 	now := time.Now()
 	switch {
 	case sick(err):
-		m.fault = err
+		m.fault, m.ill = err, now.Add(convalescence)
 	case errors.Is(err, context.Canceled):
 		// We gave up: that tells of its speed at most.
 	default:
@@ -74,11 +75,29 @@ func (m *member) saw(err error, took time.Duration) {
 			m.wake()
 			m.returned()
 		}
-		m.lastOK = now
+		m.lastOK, m.ill = now, time.Time{}
 	}
 	if took > 0 {
 		m.pace, m.sampled = (m.aged(now)*3+took)/4, now
 	}
+}
+
+// convalescence is for how long a zone that failed, or was given up on, is asked
+// but not waited for where the others suffice.
+const convalescence = 30 * time.Second
+
+// gaveUp notes that the zone did not answer while it was waited for. A zone whose
+// every call is cancelled would never be seen to fail.
+func (m *member) gaveUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ill = time.Now().Add(convalescence)
+}
+
+func (m *member) unwell() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return time.Now().Before(m.ill)
 }
 
 // patience is how long a read of that many bytes may take before another zone is

@@ -106,7 +106,7 @@ func (r Remover) RemoveAll(ctx context.Context, name string) map[string]error {
 		}
 		return results
 	}
-	s := set{members: c.all, n: len(c.all), quorum: len(c.all)}
+	s := set{members: c.all, n: len(c.all), quorum: len(c.all), each: true}
 	_, faults := gather(ctx, s, 10*c.cfg.SlowAfter, func(ctx context.Context, m *member) (bool, bool, error) {
 		if _, fault := m.health(); fault != nil && c.removals.owing(m.name) > 1 {
 			return false, false, fmt.Errorf("zone is down, its removals are journalled: %w", fault)

@@ -247,8 +247,9 @@ func (v *Vault) Remover() Remover { return Remover{v: v} }
 // set is the zones where one name belongs, as far as a view sees them.
 type set struct {
 	members []*member
-	n       int // N; larger than len(members) where an unknown zone was asked for
-	quorum  int // W
+	n       int  // N; larger than len(members) where an unknown zone was asked for
+	quorum  int  // W
+	each    bool // every zone's answer is of use: the unwell are waited for like the others
 }
 
 // proof is the number of zones that must answer before absence is believed.
