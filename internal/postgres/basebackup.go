@@ -74,8 +74,8 @@ type BaseBackupResult struct {
 	StartTimeline, EndTimeline uint32
 	Tablespaces                []BackupTablespace
 	Dirs                       []BackupDir
-	Label                      []byte // backup_label, byte for byte (C-3)
-	TablespaceMap              []byte // to be written as tablespace_map; nil when no tablespace is linked
+	Label                      []byte   // backup_label, byte for byte (C-3), as of a whole backup
+	TablespaceMap              []byte   // to be written as tablespace_map; nil when no tablespace is linked
 	ParsedManifest             Manifest // its Files were held against what came, and are not kept
 	Files                      int64
 	Bytes                      int64    // of files

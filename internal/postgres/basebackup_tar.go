@@ -99,6 +99,7 @@ func (r *backupReader) member(h *tar.Header, in io.Reader, prefix string) error 
 	switch {
 	case name == "backup_label":
 		r.out.Label, err = small(summed, name, h.Size)
+		r.out.Label = wholeLabel(r.out.Label)
 	case r.opt.Since != nil && strings.HasPrefix(path.Base(name), incrementalPrefix):
 		err = r.changed(FileHeader{Path: name, Size: h.Size, Mode: mode, ModTime: h.ModTime}, summed)
 	default:

@@ -14,6 +14,8 @@ var (
 	StreamSQL     = streamSQL
 	ParseMessage  = parseMessage
 	StatusMessage = statusMessage
+	Summarizes    = summarizes
+	WholeLabel    = wholeLabel
 )
 
 type script []pgproto3.BackendMessage

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -120,6 +121,19 @@ func (c *ChangedFile) numbers(in io.Reader, count uint32, padding int64) error {
 }
 
 const summarizeOff = "summarize_wal is off: set it on, and the backup after the next can be incremental"
+
+// wholeLabel leaves out of a backup_label the lines by which a server knows that a
+// directory is an incremental backup, and refuses to start: what stands beside the
+// label is made whole here, as pg_combinebackup does it (C-32).
+func wholeLabel(label []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(label) {
+		if !bytes.HasPrefix(line, []byte("INCREMENTAL FROM ")) {
+			out = append(out, line...)
+		}
+	}
+	return out
+}
 
 // announce tells the server of the prior backup.
 func (c *Conn) announce(ctx context.Context, p Prior, sink Sink) error {

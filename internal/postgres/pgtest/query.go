@@ -88,6 +88,15 @@ func Value[T any](c *Cluster, sql string, args ...any) (v T) {
 	return v
 }
 
+// Await waits until a query, of one boolean, says true.
+func (c *Cluster) Await(sql string, args ...any) {
+	c.t.Helper()
+	err := until(func() (bool, error) { return Value[bool](c, sql, args...), nil })
+	if err != nil {
+		c.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
 // SwitchWAL ends the current segment and returns its file name.
 func (c *Cluster) SwitchWAL() string {
 	c.t.Helper()
