@@ -31,7 +31,7 @@ type comparison struct {
 // WAL that was replayed since may have made and dropped things; what is missing
 // is told as a gap then, and as a failure where no transaction ended since.
 func (r *run) inventory(ctx context.Context) (string, string, error) {
-	inv := r.room.Manifest.Header.Inventory
+	inv := r.room.Header.Inventory
 	c := &comparison{unknown: inv.NotAssessed}
 	if len(inv.Databases) == 0 {
 		return gap, "the manifest names no databases", nil

@@ -239,7 +239,7 @@ func (r *run) digests(ctx context.Context) (string, string, error) {
 // it opens the manifest and every map, pack and WAL object.
 func (r *run) opens(ctx context.Context) (string, string, error) {
 	if r.room != nil {
-		return passed, fmt.Sprintf("the restore opened the manifest and %d packs, each frame with its digest", len(r.room.Manifest.Packs)), nil
+		return passed, fmt.Sprintf("the restore opened the manifest and %d packs, each frame with its digest", r.room.Packs), nil
 	}
 	n := 0
 	for _, ref := range r.refs {

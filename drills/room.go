@@ -84,7 +84,7 @@ func (r *run) onDisk(ctx context.Context) (string, string, error) {
 	if id != r.snap.SystemID {
 		return failed, fmt.Sprintf("%s says system %s", how, id), nil
 	}
-	return passed, fmt.Sprintf("%s says system %s; %d files of %d bytes were written, each frame with its digest", how, id, len(r.room.Manifest.Files), r.snap.RawBytes), nil
+	return passed, fmt.Sprintf("%s says system %s; %d files of %d bytes were written, each frame with its digest", how, id, r.room.Files, r.snap.RawBytes), nil
 }
 
 // field is the value on the line of pg_controldata that begins with name.
@@ -152,7 +152,7 @@ func (r *run) purged(ctx context.Context) (string, string, error) {
 // checksums stops the server cleanly, lets pg_checksums read every page, and
 // starts it again in its room.
 func (r *run) checksums(ctx context.Context) (string, string, error) {
-	f := r.room.Manifest.Header.Facts
+	f := r.room.Header.Facts
 	if f.ChecksumsStart == 0 || f.ChecksumsStop == 0 {
 		return gap, "the cluster has no data checksums", nil
 	}

@@ -236,14 +236,14 @@ func TestOldSettingsAreNeutralised(t *testing.T) {
 func TestDebiansConfigurationComesIntoTheDataDirectory(t *testing.T) {
 	root := t.TempDir()
 	etc := "/etc/postgresql/15/main/"
-	tr := &tree{root: root, own: func(...string) error { return nil }, outside: map[string][]byte{
+	tr := &tree{root: root, own: func(...string) error { return nil }, layout: &layout{}}
+	if err := tr.configuration(map[string][]byte{
 		etc + "postgresql.conf":     []byte("data_directory = '/var/lib/x'\nhba_file = '/etc/x'\nwork_mem = '1MB'\ninclude_dir = 'conf.d'\n"),
 		etc + "pg_hba.conf":         []byte("local all all peer\n"),
 		etc + "conf.d/extra.conf":   []byte("shared_buffers = '1GB'\n"),
 		etc + "pg_ctl.conf":         []byte("x"),
 		"/elsewhere/unrelated.conf": []byte("x"),
-	}}
-	if err := tr.configuration(); err != nil {
+	}); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{

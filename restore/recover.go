@@ -118,7 +118,7 @@ func (room *Room) settings() map[string]string {
 	if room.Plan.Timeline == room.Snapshot.Timeline {
 		s["recovery_target_timeline"] = "current"
 	}
-	if slices.ContainsFunc(room.Manifest.Header.Tablespaces, func(s catalog.Tablespace) bool { return s.InPlace }) {
+	if slices.ContainsFunc(room.Header.Tablespaces, func(s catalog.Tablespace) bool { return s.InPlace }) {
 		s["allow_in_place_tablespaces"] = "on" // or consistency is refused (CheckTablespaceDirectory)
 	}
 	if p := room.Plan.Stop; p.Setting != "" {

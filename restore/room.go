@@ -54,7 +54,9 @@ type Progress struct {
 type Room struct {
 	Server   *sandbox.Server
 	Result   Result
-	Manifest catalog.Manifest
+	Header   catalog.ManifestHeader
+	Files    int // of the snapshot
+	Packs    int // that it needs
 	Snapshot catalog.Snapshot
 	Plan     Plan
 
@@ -140,39 +142,77 @@ func (room *Room) tell(phase string, done, total int64, lsn string, since time.T
 	}
 }
 
-// doFetch fills the directory: all files, then what recovery needs, pg_control last.
+// doFetch fills the directory: all files, then what recovery needs, pg_control
+// last. Nothing is made before all that could be refused was looked at.
 func (room *Room) doFetch(ctx context.Context) (err error) {
 	began := time.Now()
 	if room.programs, err = sandbox.FindPrograms(room.Plan.Major, room.opt.Binaries); err != nil {
 		return err
 	}
 	room.programs.User = room.opt.User
-	if err := room.makeDirs(); err != nil {
+	if err := room.checkTarget(); err != nil {
 		return err
 	}
 	if room.Snapshot, err = room.repo.Catalog.Snapshot(ctx, room.Plan.Cluster, room.Plan.Snapshot); err != nil {
 		return err
 	}
-	if room.Manifest, err = readManifest(ctx, room.repo, room.Snapshot); err != nil {
-		return err
-	}
-	room.tree = &tree{root: room.opt.To, man: room.Manifest, own: room.programs.Own, outside: map[string][]byte{}, spaces: map[uint32]string{}}
-	if err := errors.Join(room.placeSpaces(), room.mark("fetching")); err != nil {
-		return err
-	}
-	err = room.tree.fill(ctx, room.repo, room.opt.Workers, func(done, total int64) { room.tell("fetch", done, total, "", began) })
+	l, err := readManifest(ctx, room.repo, room.Snapshot)
 	if err != nil {
 		return err
 	}
-	for _, o := range room.Manifest.Packs {
-		room.Result.Bytes += o.Ref.Size
+	room.Header, room.Files, room.Packs = l.header, len(l.files), len(l.packs)
+	t := &tree{root: room.opt.To, layout: l, own: room.programs.Own, held: map[int][]byte{}}
+	if t.spaces, err = room.placeSpaces(); err != nil {
+		return err
 	}
-	return room.tree.prepareRecovery()
+	if err := room.checkRoom(t); err != nil {
+		return err
+	}
+	if err := room.makeDirs(t); err != nil {
+		return err
+	}
+	if err := t.fill(ctx, room, func(done, total int64) { room.tell("fetch", done, total, "", began) }); err != nil {
+		return err
+	}
+	return t.prepareRecovery()
 }
 
-// makeDirs makes the data directory, which must not hold anything (C-53), and
-// the room's own beside it.
-func (room *Room) makeDirs() error {
+// fill makes directories and files and brings what they hold, each byte once.
+func (t *tree) fill(ctx context.Context, room *Room, progress func(done, total int64)) (err error) {
+	if err := t.directories(); err != nil {
+		return err
+	}
+	scratch, err := newRecords(filepath.Join(room.dir, "records"), inMemory)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, scratch.close()) }()
+	if err := t.layAll(ctx, room, scratch); err != nil {
+		return err
+	}
+	if scratch.total == 0 {
+		progress(0, 0)
+		return nil
+	}
+	room.Result.Bytes, err = t.fetch(ctx, room.repo, room.opt.Workers, scratch, progress)
+	return err
+}
+
+func (t *tree) layAll(ctx context.Context, room *Room, out *records) (err error) {
+	dir := filepath.Join(room.dir, "maps")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	fetch := func(ctx context.Context, r catalog.Ref) ([]byte, error) {
+		return room.repo.Reader.Get(ctx, r.Name, r.Size, r.SHA256)
+	}
+	maps := catalog.NewMapSet(dir, t.maps, t.packs, fetch, room.repo.identities())
+	defer func() { err = errors.Join(err, maps.Close(), os.RemoveAll(dir)) }()
+	return t.lay(ctx, maps, room.opt.Workers, out)
+}
+
+// checkTarget wants the data directory to hold nothing (C-53).
+func (room *Room) checkTarget() error {
 	to := room.opt.To
 	if !filepath.IsAbs(to) {
 		return fmt.Errorf("%s: want an absolute path", to)
@@ -184,12 +224,15 @@ func (room *Room) makeDirs() error {
 	if len(entries) > 0 {
 		return fmt.Errorf("%w: %s holds %s and more; give another --to, or `restore discard` what is there", ErrNotEmpty, to, entries[0].Name())
 	}
-	if err := checkDisk(to, room.Plan.DiskNeeded); err != nil {
+	return nil
+}
+
+// makeDirs makes the data directory, the tablespaces' and the room's own beside it.
+func (room *Room) makeDirs(t *tree) error {
+	if err := room.makeDir(room.opt.To, fs.ErrExist); err != nil {
 		return err
 	}
-	if err := room.makeDir(to, fs.ErrExist); err != nil {
-		return err
-	}
+	room.tree = t
 	if err := room.mark("fetching"); err != nil {
 		return err
 	}
@@ -197,14 +240,31 @@ func (room *Room) makeDirs() error {
 		return fmt.Errorf("making the room's own directory: %w; a restore that was ended left it, or is under way: `restore discard` it", err)
 	}
 	room.made, room.sockets = true, room.dir
+	for _, dir := range append(room.ownSpaces(t), values(t.spaces)...) {
+		if err := room.makeDir(dir, fs.ErrExist); err != nil {
+			return fmt.Errorf("making a tablespace's directory: %w", err)
+		}
+	}
 	if len(room.dir)+len("/s/.s.PGSQL.5432") < maxSocketPath {
 		return nil
 	}
-	var err2 error
-	if room.sockets, err2 = os.MkdirTemp("", "holdfast-"); err2 != nil {
-		return err2
+	var err error
+	if room.sockets, err = os.MkdirTemp("", "holdfast-"); err != nil {
+		return err
 	}
 	return room.programs.Own(room.sockets)
+}
+
+// ownSpaces is the directory beside the data directory that tablespaces go to
+// for which no other was given.
+func (room *Room) ownSpaces(t *tree) []string {
+	own := room.opt.To + ".tablespaces"
+	for _, dir := range t.spaces {
+		if filepath.Dir(dir) == own {
+			return []string{own}
+		}
+	}
+	return nil
 }
 
 // maxSocketPath is the room in sockaddr_un (unix(7)).

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/holdfast-dr/holdfast/internal/durable"
 )
 
@@ -35,7 +33,7 @@ func (t *tree) prepareRecovery() error {
 			return err
 		}
 	}
-	if err := t.write("backup_label", t.man.Header.Label, 0o600); err != nil {
+	if err := t.write("backup_label", t.header.Label, 0o600); err != nil {
 		return err
 	}
 	if err := t.linkSpaces(); err != nil {
@@ -47,7 +45,7 @@ func (t *tree) prepareRecovery() error {
 	if err := writeSettings(t, nil); err != nil {
 		return err
 	}
-	if err := t.configuration(); err != nil {
+	if err := t.configuration(t.outside()); err != nil {
 		return err
 	}
 	return t.finish()
@@ -68,8 +66,8 @@ var moved = regexp.MustCompile(`(?i)^\s*(data_directory|hba_file|ident_file|exte
 // configuration writes configuration that lay outside the data directory
 // (Debian's layout, C-15) into it, so that pg_ctl can start there, and hides
 // postgresql.conf: a directory whose restore did not end cannot be started.
-func (t *tree) configuration() error {
-	for path, data := range t.outside {
+func (t *tree) configuration(outside map[string][]byte) error {
+	for path, data := range outside {
 		name := filepath.Base(path)
 		switch {
 		case filepath.Base(filepath.Dir(path)) == "conf.d":
@@ -104,7 +102,7 @@ func (t *tree) configuration() error {
 // leads says whether the server used path, outside, and not the file of that name
 // in its data directory, which initdb left there.
 func (t *tree) leads(name, path string) bool {
-	return !strings.Contains(name, "/") && slices.Contains(t.man.Header.Facts.ConfigFiles, path)
+	return !strings.Contains(name, "/") && slices.Contains(t.header.Facts.ConfigFiles, path)
 }
 
 // PostgreSQL does not start without its configuration file. A room's server has
@@ -169,24 +167,6 @@ func harmless(auto []byte, more map[string]string) []byte {
 		fmt.Fprintf(out, "%s = '%s'\n", k, strings.ReplaceAll(settings[k], "'", "''"))
 	}
 	return out.Bytes()
-}
-
-// checkDisk refuses a target whose file system has too little room.
-func checkDisk(dir string, need int64) error {
-	for p := dir; ; p = filepath.Dir(p) {
-		var st unix.Statfs_t
-		err := unix.Statfs(p, &st)
-		if errors.Is(err, unix.ENOENT) && p != "/" {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("asking for the free space of %s: %w", p, err)
-		}
-		if free := int64(st.Bavail) * st.Bsize; free < need {
-			return fmt.Errorf("%s has %d bytes free and the restore needs up to %d; give another --to", p, free, need)
-		}
-		return nil
-	}
 }
 
 // running is the process that holds a data directory, 0 for none.

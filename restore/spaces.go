@@ -13,51 +13,45 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 )
 
-// placeSpaces decides where the tablespaces go and makes their directories, which
-// must not hold anything (C-53).
-func (room *Room) placeSpaces() error {
-	taken := map[string]bool{}
-	for _, s := range room.Manifest.Header.Tablespaces {
+// placeSpaces decides where the tablespaces go: directories that must not hold
+// anything (C-53).
+func (room *Room) placeSpaces() (map[uint32]string, error) {
+	spaces, taken := map[uint32]string{}, map[string]bool{}
+	for _, s := range room.Header.Tablespaces {
 		if s.InPlace {
 			continue
 		}
-		dir, given := room.mapped(s, taken)
-		entries, err := os.ReadDir(dir)
-		switch {
-		case !filepath.IsAbs(dir):
-			return fmt.Errorf("tablespace %d: %s: want an absolute path", s.OID, dir)
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("tablespace %d: %w", s.OID, err)
-		case len(entries) > 0:
-			return fmt.Errorf("%w: tablespace %d: %s holds %s and more; give another with --tablespace", ErrNotEmpty, s.OID, dir, entries[0].Name())
-		case given:
-			if err := room.makeDir(dir, fs.ErrExist); err != nil {
-				return fmt.Errorf("tablespace %d: %w", s.OID, err)
-			}
+		dir := room.mapped(s, taken)
+		if !filepath.IsAbs(dir) {
+			return nil, fmt.Errorf("tablespace %d: %s: want an absolute path", s.OID, dir)
 		}
-		room.tree.spaces[s.OID] = dir
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("tablespace %d: %w", s.OID, err)
+		}
+		if len(entries) > 0 {
+			return nil, fmt.Errorf("%w: tablespace %d: %s holds %s and more; give another with --tablespace", ErrNotEmpty, s.OID, dir, entries[0].Name())
+		}
+		spaces[s.OID] = dir
 	}
 	for name := range room.opt.Tablespaces {
 		if !taken[name] {
-			return fmt.Errorf("the snapshot has no tablespace %q outside the data directory", name)
+			return nil, fmt.Errorf("the snapshot has no tablespace %q outside the data directory", name)
 		}
 	}
-	if len(room.tree.spaces) > len(taken) {
-		return room.tree.mkdir(room.opt.To+".tablespaces", 0o700)
-	}
-	return nil
+	return spaces, nil
 }
 
-// mapped is where a tablespace goes, and whether the options say so.
-func (room *Room) mapped(s catalog.Tablespace, taken map[string]bool) (string, bool) {
+// mapped is where a tablespace goes.
+func (room *Room) mapped(s catalog.Tablespace, taken map[string]bool) string {
 	oid := strconv.Itoa(int(s.OID))
 	for _, name := range []string{oid, s.Path, s.Name} {
 		if dir, ok := room.opt.Tablespaces[name]; ok && name != "" {
 			taken[name] = true
-			return filepath.Clean(dir), true
+			return filepath.Clean(dir)
 		}
 	}
-	return filepath.Join(room.opt.To+".tablespaces", oid), false
+	return filepath.Join(room.opt.To+".tablespaces", oid)
 }
 
 // linkSpaces points the tablespaces' links at their new places, and says so in

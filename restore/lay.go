@@ -1,0 +1,123 @@
+package restore
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+)
+
+// lay makes every file at its size and lists what must be brought into them:
+// nothing for zeros, which are holes, nor for blocks that are there already.
+func (t *tree) lay(ctx context.Context, maps *catalog.MapSet, workers int, out *records) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(workers)
+	for i := range t.files {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if err := t.layFile(gctx, maps, i, out); err != nil {
+				return fmt.Errorf("making %s: %w", t.path(i), err)
+			}
+			return nil
+		})
+	}
+	return errors.Join(g.Wait(), ctx.Err())
+}
+
+func (t *tree) layFile(ctx context.Context, maps *catalog.MapSet, i int, out *records) error {
+	e := &t.files[i]
+	var old *os.File
+	if e.kind == held {
+		t.hold(i, 0, nil)
+	} else {
+		f, fresh, err := t.open(i)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if !fresh && t.like != nil {
+			old = f
+		}
+	}
+	if x := t.extents[i]; len(x) > 0 {
+		return out.add(t.ofExtents(i, x)...)
+	}
+	rel := catalog.ManifestFile{Path: t.path(i), Size: e.size, Leaves: t.leavesOf(i)}
+	if old == nil {
+		return maps.Leaves(ctx, rel, func(first int64, l catalog.Leaf) error {
+			return out.add(wanted(i, first, e.size, l)...)
+		})
+	}
+	have := t.like.of(rel.Path, e, old)
+	defer have.release()
+	return maps.Leaves(ctx, rel, func(first int64, l catalog.Leaf) error {
+		differ, err := have.differing(i, first, l)
+		if err != nil {
+			return err
+		}
+		return out.add(differ...)
+	})
+}
+
+// open makes file i, or takes the one that is there, and gives it its size.
+func (t *tree) open(i int) (f *os.File, fresh bool, err error) {
+	path, err := t.place(t.path(i))
+	if err != nil {
+		return nil, false, err
+	}
+	mode := fs.FileMode(t.files[i].mode)&0o777 | 0o600
+	f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR|unix.O_NOFOLLOW, mode)
+	fresh = err == nil
+	if errors.Is(err, fs.ErrExist) && t.like != nil {
+		f, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	// The size first: where there is no room for it, nothing is fetched.
+	err = errors.Join(f.Truncate(t.files[i].size), f.Chmod(mode), t.own(path))
+	if err != nil {
+		f.Close()
+		return nil, false, err
+	}
+	return f, fresh, nil
+}
+
+// wanted lists what a leaf's runs bring into file, all of it.
+func wanted(file int, first, size int64, l catalog.Leaf) []record {
+	var out []record
+	for _, r := range l.Runs {
+		if r.Frame != catalog.ZeroFrame {
+			out = append(out, ofRun(file, first, size, l, r))
+		}
+	}
+	return out
+}
+
+// ofRun is the record of one run.
+func ofRun(file int, first, size int64, l catalog.Leaf, r catalog.Run) record {
+	return record{frame: l.Frames[r.Frame], file: uint32(file), from: uint32(r.Off), n: uint32(r.Bytes(first, size)), at: (first + int64(r.First)) * catalog.BlockSize}
+}
+
+func (t *tree) ofExtents(file int, list []catalog.Extent) []record {
+	var out []record
+	var at int64
+	for _, x := range list {
+		f := t.packs[x.Pack].Frames[x.Frame]
+		r := record{file: uint32(file), from: uint32(x.Off), n: uint32(x.Len), at: at}
+		r.frame = catalog.LeafFrame{Pack: uint32(x.Pack), Off: f.Off, Len: int(f.Len), Raw: f.Raw}
+		sum, _ := hex.DecodeString(f.SHA256)
+		copy(r.frame.SHA256[:], sum)
+		out, at = append(out, r), at+int64(x.Len)
+	}
+	return out
+}

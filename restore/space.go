@@ -1,0 +1,76 @@
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// checkRoom refuses a target whose file systems have too little room for what
+// goes to each of them.
+func (room *Room) checkRoom(t *tree) error {
+	wal := max(0, room.Plan.DiskNeeded-room.Snapshot.RawBytes) // and what else is ours
+	need := map[string]int64{room.opt.To: wal}
+	for i := range t.files {
+		need[t.spaceOf(i)] += t.files[i].size
+	}
+	var live int64 // what is not zeros, where the manifest says so
+	for _, p := range t.packs {
+		live += p.Live
+	}
+	type system struct {
+		path       string
+		need, free int64
+	}
+	systems := map[uint64]*system{}
+	for dir, n := range need {
+		st, dev, err := statfs(dir)
+		if err != nil {
+			return fmt.Errorf("asking for the free space of %s: %w", dir, err)
+		}
+		s := systems[dev]
+		if s == nil {
+			s = &system{path: dir, free: int64(st.Bavail) * st.Bsize}
+			systems[dev] = s
+		}
+		s.need += n
+	}
+	for _, s := range systems {
+		if live > 0 {
+			s.need = min(s.need, live+wal)
+		}
+		if s.free < s.need {
+			return fmt.Errorf("the file system of %s has %d bytes free and the restore needs up to %d; give another --to or --tablespace", s.path, s.free, s.need)
+		}
+	}
+	return nil
+}
+
+// spaceOf is the directory, data directory or tablespace, that file i goes to.
+func (t *tree) spaceOf(i int) string {
+	path := t.path(i)
+	if !strings.HasPrefix(path, "pg_tblspc/") {
+		return t.root
+	}
+	for oid, dir := range t.spaces {
+		if strings.HasPrefix(path, fmt.Sprintf("pg_tblspc/%d/", oid)) {
+			return dir
+		}
+	}
+	return t.root
+}
+
+// statfs asks the file system on which dir is or will be.
+func statfs(dir string) (st unix.Statfs_t, dev uint64, err error) {
+	for ; ; dir = filepath.Dir(dir) {
+		var at unix.Stat_t
+		err = errors.Join(unix.Statfs(dir, &st), unix.Stat(dir, &at))
+		if errors.Is(err, unix.ENOENT) && dir != "/" {
+			continue
+		}
+		return st, at.Dev, err
+	}
+}
