@@ -12,66 +12,92 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
-// chunk is the raw bytes of one frame and the extents that lie in it.
-type chunk struct {
-	raw     []byte // at most seal.MaxFrame
-	extents []*catalog.Extent
-}
-
-func newChunk() *chunk { return &chunk{raw: make([]byte, 0, seal.MaxFrame)} }
-
-func (c *chunk) reset() {
-	c.raw = c.raw[:0]
-	c.extents = c.extents[:0]
-}
-
-// place says where the frame came to lie.
-func (c *chunk) place(pack, frame int) {
-	for _, e := range c.extents {
-		e.Pack, e.Frame = pack, frame
-	}
-}
-
-// packer fills packs, seals each once in memory, and sends them. Memory: a pack
-// and a frame for each lane, and as many sealed packs on their way as lanes.
+// packer fills one pack at a time with the frames of all workers, sealed as they
+// come, and sends each full one. Memory: the pack in the making and the few that
+// are on their way, whatever the number of workers.
 type packer struct {
 	put        func(ctx context.Context, n int, body []byte, sum [32]byte) (catalog.Ref, error)
+	kept       func(n int, p ownPack) error // told of each pack that the quorum holds
 	recipients []age.Recipient
-	level      string
 	group      *errgroup.Group
 	ctx        context.Context //nolint:containedctx // the group's own, for the puts it runs
 	sending    chan struct{}
 
 	mu     sync.Mutex
-	packs  []catalog.ManifestPack // by number; complete after wait
-	stored int64
+	making *seal.PackWriter
+	off    int64     // where the next frame begins
+	packs  []ownPack // by number; with their names after wait
+	stored int64     // bytes of those that were sent by this process
 }
 
-func newPacker(ctx context.Context, lanes int, level string, to []age.Recipient,
+// ownPack is a pack of the snapshot in the making.
+type ownPack struct {
+	Ref catalog.Ref `json:"ref"`
+	Raw int64       `json:"raw"`
+}
+
+// packsFlying is how many sealed packs may be on their way at once.
+const packsFlying = 2
+
+func newPacker(ctx context.Context, to []age.Recipient,
 	put func(ctx context.Context, n int, body []byte, sum [32]byte) (catalog.Ref, error),
 ) *packer {
 	group, gctx := errgroup.WithContext(ctx)
-	return &packer{put: put, recipients: to, level: level, group: group, ctx: gctx, sending: make(chan struct{}, lanes)}
+	return &packer{
+		put: put, recipients: to, group: group, ctx: gctx, sending: make(chan struct{}, packsFlying),
+		kept: func(int, ownPack) error { return nil },
+	}
 }
 
 // wait ends the sending: nil when every pack is in the quorum.
 func (p *packer) wait() error { return p.group.Wait() }
 
-// reserve gives out the next pack's number.
-func (p *packer) reserve() int {
+// add makes f a frame of the pack in the making and says where it lies. It waits
+// while too many packs are on their way.
+func (p *packer) add(f seal.CompressedFrame) (catalog.LeafFrame, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.packs = append(p.packs, catalog.ManifestPack{N: len(p.packs)})
-	return len(p.packs) - 1
+	if p.making == nil {
+		var err error
+		if p.making, err = seal.NewPackWriter(p.recipients, seal.PackTarget); err != nil {
+			return catalog.LeafFrame{}, err
+		}
+		p.off, p.packs = 0, append(p.packs, ownPack{})
+	}
+	n := len(p.packs) - 1
+	at := catalog.LeafFrame{Pack: uint32(n), Off: p.off, Len: f.Len(), Raw: f.Raw(), SHA256: f.SHA256()}
+	if _, err := p.making.Add(f); err != nil {
+		return at, fmt.Errorf("pack %d: %w", n, err)
+	}
+	p.off += int64(f.Len())
+	p.packs[n].Raw += int64(f.Raw())
+	if p.making.Full() {
+		return at, p.send()
+	}
+	return at, nil
 }
 
-func (p *packer) send(n int, pack *seal.Pack) error {
+// flush sends the pack in the making.
+func (p *packer) flush() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.making == nil {
+		return nil
+	}
+	return p.send()
+}
+
+// send waits for room among those on their way and sends the pack in the making.
+// The lock is held meanwhile: else each worker would fill another.
+func (p *packer) send() error {
 	select {
 	case p.sending <- struct{}{}:
 	case <-p.ctx.Done():
 		return context.Cause(p.ctx)
 	}
-	sealed, err := pack.Seal(p.recipients)
+	n := len(p.packs) - 1
+	sealed, err := p.making.Seal()
+	p.making = nil
 	if err != nil {
 		<-p.sending
 		return fmt.Errorf("seal pack %d: %w", n, err)
@@ -83,53 +109,11 @@ func (p *packer) send(n int, pack *seal.Pack) error {
 			return fmt.Errorf("send pack %d: %w", n, err)
 		}
 		p.mu.Lock()
-		defer p.mu.Unlock()
 		p.packs[n].Ref = ref
-		p.packs[n].Frames = make([]catalog.Frame, len(sealed.Frames))
-		for i, f := range sealed.Frames {
-			p.packs[n].Frames[i] = catalog.Frame(f)
-		}
+		own := p.packs[n]
 		p.stored += ref.Size
-		return nil
+		p.mu.Unlock()
+		return p.kept(n, own)
 	})
 	return nil
-}
-
-// lane is one worker's way into the packs; it belongs to one goroutine.
-type lane struct {
-	p    *packer
-	comp *seal.Compressor
-	pack *seal.Pack
-	n    int
-}
-
-func (p *packer) lane() *lane { return &lane{p: p, comp: seal.NewCompressor(p.level)} }
-
-// add makes c a frame of the lane's pack. c is free again when it returns.
-func (l *lane) add(c *chunk) error {
-	if len(c.raw) == 0 {
-		return nil
-	}
-	if err := l.p.ctx.Err(); err != nil {
-		return context.Cause(l.p.ctx)
-	}
-	if l.pack == nil {
-		l.pack, l.n = seal.NewPack(), l.p.reserve()
-	}
-	frame := l.pack.Add(l.comp.Compress(c.raw))
-	c.place(l.n, frame)
-	if l.pack.Size() >= seal.PackTarget || frame+1 >= catalog.MaxPackFrames {
-		return l.flush()
-	}
-	return nil
-}
-
-// flush sends the pack in the making.
-func (l *lane) flush() error {
-	if l.pack == nil {
-		return nil
-	}
-	pack := l.pack
-	l.pack = nil
-	return l.p.send(l.n, pack)
 }

@@ -1,111 +1,178 @@
 package snapshot
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
-// file is a file on its way into the manifest.
-type file struct {
-	path    string
-	mode    uint32
-	mtime   time.Time
-	kind    string
-	outside bool
-	// verify checks its pages as they pass; nil where there are none to check.
-	verify *page.Verifier
+// window is how much is read at a time: what fits into a core's cache, so that a
+// page is fetched from memory once for all that is done to it.
+const window = 256 << 10
 
-	size    int64
-	sum     string
-	extents []*catalog.Extent
-	bad     []int64 // blocks of this file
+// chunk is the raw bytes of a frame in the making and the leaves that refer to it.
+// Behind its raw bytes is room for a window, so that what is kept is read in place.
+type chunk struct {
+	raw  []byte // at most seal.MaxFrame
+	refs []frameRef
 }
 
-func (f *file) entry() catalog.ManifestFile {
-	e := catalog.ManifestFile{
-		Path: f.path, Size: f.size, Mode: f.mode, MTime: f.mtime, Kind: f.kind,
-		SHA256: f.sum, Outside: f.outside, Bad: f.bad,
-	}
-	for _, x := range f.extents {
-		e.Extents = append(e.Extents, *x)
-	}
-	return e
+// frameRef is the place of the chunk's frame in a leaf.
+type frameRef struct {
+	leaf  *leafMaker
+	frame int
 }
 
-// cutter cuts files into chunks. A relation's page never lies in two of them,
-// and what fits into one chunk is never split: small files share.
+func newChunk() *chunk { return &chunk{raw: make([]byte, 0, seal.MaxFrame+window)} }
+
+func (c *chunk) reset() {
+	c.raw = c.raw[:0]
+	clear(c.refs)
+	c.refs = c.refs[:0]
+}
+
+// place tells the leaves where the frame came to lie and returns those that are
+// whole now.
+func (c *chunk) place(at catalog.LeafFrame) (whole []*leafMaker) {
+	for _, r := range c.refs {
+		if r.leaf.placed(r.frame, at) {
+			whole = append(whole, r.leaf)
+		}
+	}
+	return whole
+}
+
+// cutter takes files apart into blocks, compares each with what is known of it,
+// and cuts what is new into chunks. A block never lies in two of them. It belongs
+// to one goroutine.
 type cutter struct {
-	emit func(*chunk) (*chunk, error) // takes a full chunk, gives an empty one
-	cur  *chunk
-	took func(n int) error // counts and slows down
+	emit   func(*chunk) (*chunk, error) // takes a full chunk, gives an empty one
+	whole  func([]*leafMaker) error     // takes leaves that wait for no chunk
+	took   func(n int) error            // counts and slows down
+	digest func(block []byte) uint64
+	cur    *chunk
+	leaf   *leafMaker // in the making
+	frame  int        // place of cur's frame in leaf; -1: none yet
 }
 
-// file reads the size bytes of r as f.
-func (c *cutter) file(f *file, r io.Reader, size int64) error {
-	if size > int64(c.free()) {
+// piece is a stretch of a file that is read in one go: count blocks from first,
+// which begins a leaf. Its bytes come from r, which is positioned at their start.
+type piece struct {
+	f            *file
+	first, count int64
+	r            io.Reader
+	check        *page.Verifier // nil where there are no pages to check
+	known        known          // nil: nothing is known of it
+}
+
+// known tells what older snapshots hold of a stretch of a file.
+type known interface {
+	// leaf is what is known of the leaf that begins at a block; false: nothing.
+	leaf(first int64) (oldLeaf, bool)
+}
+
+// piece brings what is new in p into chunks.
+func (c *cutter) piece(p piece) error {
+	end := p.first + p.count
+	// A new file does not begin at the end of a frame that it does not fit into.
+	if bytes := min(end*page.Size, p.f.size) - p.first*page.Size; p.known == nil && bytes > int64(seal.MaxFrame-len(c.cur.raw)) {
 		if err := c.flush(); err != nil {
 			return err
 		}
 	}
-	sum := sha256.New()
-	for f.size < size {
-		n := c.share(f, size-f.size)
-		if n == 0 {
-			if err := c.flush(); err != nil {
-				return err
-			}
-			continue
-		}
-		start := len(c.cur.raw)
-		piece := c.cur.raw[start : start+n]
-		if _, err := io.ReadFull(r, piece); err != nil {
-			return fmt.Errorf("read %s at byte %d of %d: %w", f.path, f.size, size, err)
-		}
-		if f.verify != nil {
-			if err := f.verify.Check(piece); err != nil {
-				return fmt.Errorf("check the pages of %s: %w", f.path, err)
-			}
-		}
-		sum.Write(piece)
-		c.append(f, start, n)
-		if err := c.took(n); err != nil {
+	for at := p.first; at < end; at += catalog.LeafBlocks {
+		if err := c.oneLeaf(p, at, int(min(end-at, catalog.LeafBlocks))); err != nil {
 			return err
 		}
 	}
-	f.sum = hex.EncodeToString(sum.Sum(nil))
 	return nil
 }
 
-func (c *cutter) free() int { return seal.MaxFrame - len(c.cur.raw) }
-
-// share is how many bytes of f go into the current chunk.
-func (c *cutter) share(f *file, left int64) int {
-	n := int(min(left, int64(c.free())))
-	if f.kind == catalog.FileRelation && int64(n) < left {
-		n -= n % page.Size
+func (c *cutter) oneLeaf(p piece, first int64, blocks int) error {
+	c.leaf, c.frame = newLeafMaker(p.f, first, blocks), -1
+	if p.known != nil {
+		if old, ok := p.known.leaf(first); ok {
+			c.leaf.old = &old
+		}
 	}
-	return n
+	for i := 0; i < blocks; {
+		n, err := c.window(p, i, blocks)
+		if err != nil {
+			return err
+		}
+		i += n
+	}
+	if !c.leaf.close() {
+		return nil
+	}
+	return c.whole([]*leafMaker{c.leaf})
 }
 
-func (c *cutter) append(f *file, off, n int) {
-	c.cur.raw = c.cur.raw[:off+n]
-	e := &catalog.Extent{Off: off, Len: n}
-	c.cur.extents = append(c.cur.extents, e)
-	f.extents = append(f.extents, e)
-	f.size += int64(n)
+// window reads the next blocks of the leaf, from block i on, and treats each.
+func (c *cutter) window(p piece, i, blocks int) (n int, err error) {
+	start := (c.leaf.first + int64(i)) * page.Size
+	n = min(blocks-i, window/page.Size)
+	have := int(min(int64(n)*page.Size, p.f.size-start))
+	at := len(c.cur.raw)
+	data := c.cur.raw[at : at+have]
+	if _, err := io.ReadFull(p.r, data); err != nil {
+		return 0, fmt.Errorf("read %s at byte %d of %d: %w", p.f.path, start, p.f.size, err)
+	}
+	for j := range n {
+		if err := c.block(p, i+j, data[j*page.Size:min((j+1)*page.Size, have)]); err != nil {
+			return 0, err
+		}
+	}
+	return n, c.took(have)
+}
+
+// block judges, cleans and compares one block.
+func (c *cutter) block(p piece, i int, data []byte) error {
+	index := c.leaf.first + int64(i)
+	verdict := page.Recent
+	if p.check != nil {
+		var err error
+		if verdict, err = p.check.Page(data, index); err != nil {
+			return fmt.Errorf("check the pages of %s: %w", p.f.path, err)
+		}
+	}
+	if page.IsZero(data) {
+		c.leaf.zero(i, c.digest(data))
+		return nil
+	}
+	p.f.clean(data, index, verdict)
+	digest := c.digest(data)
+	if c.leaf.keep(i, digest, len(data)) {
+		return nil
+	}
+	return c.store(i, digest, data)
+}
+
+// store brings a block into the chunk; data may lie behind the chunk's own bytes.
+func (c *cutter) store(i int, digest uint64, data []byte) error {
+	if len(c.cur.raw)+len(data) > seal.MaxFrame {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	if c.frame < 0 {
+		c.frame = c.leaf.open()
+		c.cur.refs = append(c.cur.refs, frameRef{c.leaf, c.frame})
+	}
+	off := len(c.cur.raw)
+	c.cur.raw = append(c.cur.raw, data...) // in place: data often stands there already
+	c.leaf.add(i, digest, c.frame, off)
+	return nil
 }
 
 // flush passes the chunk in the making on.
 func (c *cutter) flush() (err error) {
 	if len(c.cur.raw) > 0 {
 		c.cur, err = c.emit(c.cur)
+		c.frame = -1
 	}
 	return err
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -27,45 +29,99 @@ func noise(n int) []byte {
 	return b
 }
 
+// cutting is a cutter whose chunks come to lie in frames, one behind the other, of
+// pack 0, and whose leaves are kept.
+type cutting struct {
+	cutter
+	frames []*chunk
+	leaves []*leafMaker
+}
+
+func newCutting() *cutting {
+	c := &cutting{}
+	c.cutter = cutter{
+		cur: newChunk(), digest: page.NewDigester([32]byte{1}).Sum, took: func(int) error { return nil },
+		whole: func(l []*leafMaker) error {
+			c.leaves = append(c.leaves, l...)
+			return nil
+		},
+		emit: func(x *chunk) (*chunk, error) {
+			c.frames = append(c.frames, &chunk{raw: bytes.Clone(x.raw)})
+			at := catalog.LeafFrame{Off: int64(len(c.frames) - 1), Len: 1, Raw: len(x.raw)}
+			return newChunk(), c.whole(x.place(at))
+		},
+	}
+	return c
+}
+
+// bytes puts a file together from its leaves.
+func (c *cutting) bytes(t *testing.T, f *file) ([]byte, map[int64]bool) {
+	t.Helper()
+	out, used := make([]byte, f.size), map[int64]bool{}
+	for _, m := range c.leaves {
+		if m.file != f {
+			continue
+		}
+		if _, err := catalog.AppendLeaf(nil, m.leaf); err != nil {
+			t.Errorf("leaf at %d of a file of %d bytes: %v", m.first, f.size, err)
+		}
+		for _, r := range m.leaf.Runs {
+			if r.Frame == catalog.ZeroFrame {
+				continue
+			}
+			n := m.leaf.Frames[r.Frame].Off
+			used[n] = true
+			copy(out[(m.first+int64(r.First))*page.Size:], c.frames[n].raw[r.Off:r.Off+r.Bytes(m.first, f.size)])
+		}
+	}
+	return out, used
+}
+
 func TestPagesAreNeverSplitAndSmallFilesShareFrames(t *testing.T) {
-	var frames []*chunk
-	cut := &cutter{cur: newChunk(), took: func(int) error { return nil }, emit: func(c *chunk) (*chunk, error) {
-		frames = append(frames, &chunk{raw: bytes.Clone(c.raw), extents: append([]*catalog.Extent(nil), c.extents...)})
-		c.place(0, len(frames)-1)
-		return newChunk(), nil
-	}}
+	cut := newCutting()
 	sizes := []int{3<<20 + 5*page.Size, 100, page.Size, 0, 70, 1 << 20, 40*page.Size + 13}
 	data := noise(4 << 20)
 	var files []*file
 	for _, n := range sizes {
-		f := &file{kind: catalog.FileRelation}
-		noErr(t, cut.file(f, bytes.NewReader(data[:n]), int64(n)))
+		f := (&take{}).newFile(datadir.File{Kind: datadir.Relation, Size: int64(n)})
+		noErr(t, cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data[:n])}))
 		files = append(files, f)
 	}
 	noErr(t, cut.flush())
 	for i, f := range files {
-		var got []byte
-		for _, e := range f.extents {
-			if len(got)%page.Size != 0 {
-				t.Errorf("file %d: an extent begins inside a page, at %d", i, len(got))
-			}
-			got = append(got, frames[e.Frame].raw[e.Off:e.Off+e.Len]...)
-		}
-		if !bytes.Equal(got, data[:sizes[i]]) || f.size != int64(sizes[i]) {
+		got, used := cut.bytes(t, f)
+		if !bytes.Equal(got, data[:sizes[i]]) {
 			t.Errorf("file %d did not come back", i)
 		}
-		if sizes[i] <= seal.MaxFrame && len(f.extents) > 1 {
-			t.Errorf("file %d of %d bytes is in %d frames", i, sizes[i], len(f.extents))
+		if sizes[i] <= seal.MaxFrame && len(used) > 1 {
+			t.Errorf("file %d of %d bytes is in %d frames", i, sizes[i], len(used))
 		}
 	}
-	if len(frames) != 6 {
-		t.Errorf("%d frames, want 3 and one of the rest and the small files, one of the next, one of the last", len(frames))
+	if len(cut.frames) != 6 {
+		t.Errorf("%d frames, want 3 and one of the rest and the small files, one of the next, one of the last", len(cut.frames))
+	}
+}
+
+func TestBlocksOfZerosAreNotStored(t *testing.T) {
+	cut := newCutting()
+	data := make([]byte, 10<<20+77) // two leaves, the second with a short end
+	copy(data[3*page.Size:], noise(page.Size))
+	copy(data[700*page.Size:], noise(40*page.Size))
+	f := (&take{}).newFile(datadir.File{Kind: datadir.Other, Size: int64(len(data))})
+	noErr(t, cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data)}))
+	noErr(t, cut.flush())
+	if got, _ := cut.bytes(t, f); !bytes.Equal(got, data) {
+		t.Error("the file did not come back")
+	}
+	if len(cut.frames) != 1 || len(cut.frames[0].raw) != 41*page.Size || len(cut.leaves) != 2 || cut.leaves[0].leaf.Zero() == cut.leaves[1].leaf.Zero() {
+		t.Errorf("%d frames, %d leaves: want 41 blocks in one, and one leaf of zeros", len(cut.frames), len(cut.leaves))
 	}
 }
 
 func TestShortSourceIsAnErrorThatNamesTheFile(t *testing.T) {
-	cut := &cutter{cur: newChunk(), took: func(int) error { return nil }}
-	err := cut.file(&file{path: "base/5/1"}, bytes.NewReader(make([]byte, 10)), 11)
+	cut := newCutting()
+	f := (&take{}).newFile(datadir.File{Path: "base/5/1", Size: 11})
+	err := cut.piece(piece{f: f, count: 1, r: bytes.NewReader(make([]byte, 10))})
 	if err == nil || !bytes.Contains([]byte(err.Error()), []byte("base/5/1")) {
 		t.Errorf("got %v", err)
 	}
@@ -73,7 +129,7 @@ func TestShortSourceIsAnErrorThatNamesTheFile(t *testing.T) {
 
 // Promise 11: with zones that take no more, the workers wait.
 func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
-	const lanes = 2
+	const workers = 2
 	_, to := identity(t)
 	var flying, most, heap atomic.Int64
 	raise := func(a *atomic.Int64, v int64) {
@@ -83,7 +139,7 @@ func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
 	runtime.GC()
 	var before runtime.MemStats
 	runtime.ReadMemStats(&before)
-	p := newPacker(t.Context(), lanes, "fastest", to, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) {
+	p := newPacker(t.Context(), to, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) {
 		raise(&most, flying.Add(1))
 		defer flying.Add(-1)
 		runtime.GC()
@@ -94,26 +150,25 @@ func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
 	})
 	raw := noise(seal.MaxFrame)
 	var group errgroup.Group
-	for range lanes {
+	for range workers {
 		group.Go(func() error {
-			l := p.lane()
+			comp := seal.NewCompressor("fastest")
 			for range 80 {
-				c := newChunk()
-				c.raw = append(c.raw, raw...)
-				if err := l.add(c); err != nil {
+				if _, err := p.add(comp.Compress(raw)); err != nil {
 					return err
 				}
 			}
-			return l.flush()
+			return nil
 		})
 	}
 	noErr(t, group.Wait())
+	noErr(t, p.flush())
 	noErr(t, p.wait())
-	if most.Load() > lanes || len(p.packs) != 6 {
-		t.Errorf("%d packs on their way at once, %d in all; want at most %d, and 6", most.Load(), len(p.packs), lanes)
+	if most.Load() > packsFlying || len(p.packs) != 5 {
+		t.Errorf("%d packs on their way at once, %d in all; want at most %d, and 5", most.Load(), len(p.packs), packsFlying)
 	}
-	// A pack in the making, one being sealed and one on its way, and a compressor, for each.
-	if limit := int64(lanes * (3*(seal.PackTarget+2*seal.MaxFrame) + 24<<20)); heap.Load() > limit {
+	// The pack in the making, those on their way, one of them with its frames still, and the compressors.
+	if limit := int64((2+packsFlying)*(seal.PackTarget+2*seal.MaxFrame) + workers*24<<20); heap.Load() > limit {
 		t.Errorf("%d MiB of heap, want at most %d", heap.Load()>>20, limit>>20)
 	}
 }
@@ -121,13 +176,10 @@ func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
 func TestFailedSendEndsThePacking(t *testing.T) {
 	_, to := identity(t)
 	full := errors.New("zones are full")
-	p := newPacker(t.Context(), 1, "fastest", to, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) { return catalog.Ref{}, full })
-	l := p.lane()
-	raw := noise(seal.MaxFrame)
+	p := newPacker(t.Context(), to, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) { return catalog.Ref{}, full })
+	frame := seal.NewCompressor("fastest").Compress(noise(seal.MaxFrame))
 	for range 1000 {
-		c := newChunk()
-		c.raw = append(c.raw, raw...)
-		if err := l.add(c); err != nil {
+		if _, err := p.add(frame); err != nil {
 			if !errors.Is(p.wait(), full) {
 				t.Errorf("got %v", p.wait())
 			}
@@ -164,20 +216,25 @@ func TestPaceHoldsTheRateOverAllWorkers(t *testing.T) {
 	})
 }
 
-func TestLargestFirstThenSmallOnesByPathAndNoControl(t *testing.T) {
-	got := queueOrder([]datadir.File{
+func TestLargestStretchesFirstThenSmallFilesByPathAndNoControl(t *testing.T) {
+	var got []string
+	for _, b := range queue([]datadir.File{
 		{Path: "b", Size: 10},
 		{Path: "global/pg_control", Kind: datadir.Control},
 		{Path: "a", Size: 900},
 		{Path: "c", Size: 2 << 20},
-		{Path: "d", Size: 9 << 20},
-	})
-	var order string
-	for _, f := range got {
-		order += f.Path
+		{Path: "d", Size: 65<<20 + 1},
+		{Path: "e", Size: 1<<20 - 900},
+	}, (&take{}).newFile) {
+		var names string
+		for _, s := range b {
+			names += fmt.Sprintf("%s%d+%d ", s.d.Path, s.first, s.count)
+		}
+		got = append(got, names)
 	}
-	if order != "dcab" {
-		t.Errorf("order %s, want dcab", order)
+	want := []string{"d0+8192 ", "c0+256 ", "d8192+129 ", "a0+1 b0+1 ", "e0+128 "}
+	if !slices.Equal(got, want) {
+		t.Errorf("order %q, want %q", got, want)
 	}
 }
 

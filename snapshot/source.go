@@ -9,7 +9,6 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres"
-	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 )
@@ -73,7 +72,7 @@ func inDatabase(dsn, database string) (string, error) {
 func (t *take) describe(ctx context.Context) error {
 	f := t.srv.facts
 	t.header = catalog.ManifestHeader{
-		Cluster: t.cfg.Cluster, Snapshot: t.id,
+		Cluster: t.cfg.Cluster, Snapshot: t.id, DigestEpoch: t.cfg.Keys.Epoch,
 		Facts: catalog.ServerFacts{
 			SystemID: f.SystemID, ServerNum: f.ServerNum, Major: f.Major, Timeline: f.Timeline,
 			ControlVersion: f.ControlVersion, CatalogVersion: f.CatalogVersion,
@@ -123,22 +122,4 @@ func (t *take) stopped(ctx context.Context, r postgres.StopResult) error {
 		t.suspect("data checksums were switched during the backup (from state %d to %d): pages could not be judged", h.Facts.ChecksumsStart, h.Facts.ChecksumsStop)
 	}
 	return nil
-}
-
-// newFile is a file of the manifest. Pages of relations are checked where the
-// cluster has checksums; reread may be nil.
-func (t *take) newFile(d datadir.File, start lsn.LSN, reread page.Reread) *file {
-	f := &file{path: d.Path, mode: uint32(d.Mode.Perm()), mtime: d.ModTime.UTC(), outside: d.Outside}
-	switch d.Kind {
-	case datadir.Relation:
-		f.kind = catalog.FileRelation
-	case datadir.Control:
-		f.kind = catalog.FileControl
-	default:
-		f.kind = catalog.FileOther
-	}
-	if f.kind == catalog.FileRelation && t.header.Facts.ChecksumsStart == 1 {
-		f.verify = page.NewVerifier(start, d.Name.Segment, reread)
-	}
-	return f
 }

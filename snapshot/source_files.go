@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/control"
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
@@ -64,14 +65,14 @@ func (t *take) copyDir(ctx context.Context, dir string, backup *postgres.Backup)
 		return err
 	}
 	t.layout(layout)
-	files := slices.DeleteFunc(queueOrder(layout.Files), func(f datadir.File) bool { return t.unnameable(f.Path) })
-	if err := t.copyFiles(ctx, files, backup.Start); err != nil {
+	files := slices.DeleteFunc(slices.Clone(layout.Files), func(f datadir.File) bool { return t.unnameable(f.Path) })
+	if err := t.copyFiles(ctx, queue(files, t.newFile), backup.Start); err != nil {
 		return err
 	}
 	if err := backup.Check(ctx); err != nil {
 		return err
 	}
-	return t.copyControl(dir, layout)
+	return t.copyControl(ctx, dir, layout)
 }
 
 // layout brings what is not bytes into the header.
@@ -109,63 +110,84 @@ func (t *take) unnameable(path string) bool {
 	return true
 }
 
-// queueOrder puts the largest first, so that no worker is left alone with one at
-// the end, and those that share frames by path, so that like lies with like.
-// pg_control is not among them.
-func queueOrder(files []datadir.File) []datadir.File {
-	out := slices.DeleteFunc(slices.Clone(files), func(f datadir.File) bool { return f.Kind == datadir.Control })
-	weight := func(f datadir.File) int64 {
-		if f.Size < seal.MaxFrame {
-			return 0
-		}
-		return f.Size
-	}
-	slices.SortStableFunc(out, func(a, b datadir.File) int {
-		return cmp.Or(cmp.Compare(weight(b), weight(a)), cmp.Compare(a.Path, b.Path))
-	})
-	return out
-}
-
 // copyFiles shares the files out among the workers.
-func (t *take) copyFiles(ctx context.Context, files []datadir.File, start lsn.LSN) error {
+func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) error {
 	var next atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
-	for range t.cfg.Workers {
+	for range min(t.cfg.Workers, len(work)) {
 		group.Go(func() error {
-			lane := t.pack.lane()
-			cut := t.cutter(ctx, lane)
-			for n := next.Add(1) - 1; n < int64(len(files)); n = next.Add(1) - 1 {
-				if err := t.copyFile(cut, files[n], start); err != nil {
-					return err
+			cut := t.lane(ctx)
+			for n := next.Add(1) - 1; n < int64(len(work)); n = next.Add(1) - 1 {
+				for _, s := range work[n] {
+					if err := t.copyStretch(cut, s, start); err != nil {
+						return err
+					}
 				}
 			}
-			return errors.Join(cut.flush(), lane.flush())
+			return cut.flush()
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for _, b := range work {
+		for _, s := range b {
+			if s.first == 0 && !s.f.gone.Load() {
+				t.keep(s.f)
+			}
+		}
+	}
+	return nil
 }
 
-// cutter feeds the lane of the goroutine that calls it.
-func (t *take) cutter(ctx context.Context, l *lane) *cutter {
+// lane is a cutter for one goroutine that compresses what it cuts itself.
+func (t *take) lane(ctx context.Context) *cutter {
+	comp := seal.NewCompressor(t.cfg.Level)
+	return t.cutter(ctx, func(c *chunk) (*chunk, error) {
+		err := t.frame(comp, c)
+		c.reset()
+		return c, err
+	})
+}
+
+func (t *take) cutter(ctx context.Context, emit func(*chunk) (*chunk, error)) *cutter {
 	return &cutter{
-		cur:  newChunk(),
-		took: func(n int) error { return t.took(ctx, n) },
-		emit: func(c *chunk) (*chunk, error) {
-			err := l.add(c)
-			c.reset()
-			return c, err
-		},
+		emit: emit, whole: t.finished, took: func(n int) error { return t.took(ctx, n) },
+		digest: t.digester(), cur: newChunk(),
 	}
 }
 
-// copyFile copies one file as it was when it was listed; one that is gone since
-// is left out, for the WAL tells its end (C-16).
-func (t *take) copyFile(cut *cutter, d datadir.File, start lsn.LSN) error {
-	r, err := datadir.OpenFile(d)
+// digester sums blocks up for the next snapshot. Without a key that nobody else
+// knows there are no digests, and the next one finds nothing to compare with.
+func (t *take) digester() func([]byte) uint64 {
+	if t.cfg.Keys.Epoch == 0 {
+		return func([]byte) uint64 { return 0 }
+	}
+	return page.NewDigester(t.cfg.Keys.Key).Sum
+}
+
+// frame compresses a chunk and brings it into the pack in the making.
+func (t *take) frame(comp *seal.Compressor, c *chunk) error {
+	if t.pack.ctx.Err() != nil {
+		return context.Cause(t.pack.ctx)
+	}
+	at, err := t.pack.add(comp.Compress(c.raw))
+	if err != nil {
+		return err
+	}
+	return t.finished(c.place(at))
+}
+
+// copyStretch copies a part of a file as it was when it was listed; one that is
+// gone since is left out, for the WAL tells its end (C-16).
+func (t *take) copyStretch(cut *cutter, s stretch, start lsn.LSN) error {
+	r, err := datadir.OpenFile(s.d)
 	if errors.Is(err, datadir.ErrVanished) {
+		s.f.gone.Store(true)
 		return nil
 	}
-	if err != nil && d.Outside {
+	if err != nil && s.d.Outside {
+		s.f.gone.Store(true)
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.header.Inventory.NotAssessed = append(t.header.Inventory.NotAssessed, "configuration not copied: "+err.Error())
@@ -175,32 +197,40 @@ func (t *take) copyFile(cut *cutter, d datadir.File, start lsn.LSN) error {
 		return err
 	}
 	defer func() { _ = r.Close() }() // it was only read
-	f := t.newFile(d, start, r.Reread)
-	if err := cut.file(f, r, r.Size()); err != nil {
+	r.Seek(s.offset())
+	check := s.f.verifier(start, r.Reread)
+	if err := cut.piece(piece{f: s.f, first: s.first, count: s.count, r: r, check: check}); err != nil {
 		return err
 	}
-	t.keep(f)
+	t.checked(s.f, check, s.count*page.Size)
 	return nil
 }
 
 // copyControl copies pg_control, after everything else and from a read whose
 // checksum is right (C-7, C-18).
-func (t *take) copyControl(dir string, layout datadir.Layout) error {
+func (t *take) copyControl(ctx context.Context, dir string, layout datadir.Layout) error {
 	i := slices.IndexFunc(layout.Files, func(f datadir.File) bool { return f.Kind == datadir.Control })
 	if i < 0 {
 		return errors.New("the data directory has no global/pg_control")
 	}
-	d := layout.Files[i]
 	_, data, err := control.ReadFile(filepath.Join(dir, "global/pg_control"))
 	if err != nil {
 		return err
 	}
-	lane := t.pack.lane()
-	cut := t.cutter(t.pack.ctx, lane)
-	f := t.newFile(d, 0, nil)
-	if err := cut.file(f, bytes.NewReader(data), int64(len(data))); err != nil {
+	cut := t.lane(ctx)
+	if err := t.copyBytes(cut, layout.Files[i], data); err != nil {
+		return err
+	}
+	return cut.flush()
+}
+
+// copyBytes copies a file that is in memory.
+func (t *take) copyBytes(cut *cutter, d datadir.File, data []byte) error {
+	d.Size = int64(len(data))
+	f := t.newFile(d)
+	if err := cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data)}); err != nil {
 		return err
 	}
 	t.keep(f)
-	return errors.Join(cut.flush(), lane.flush())
+	return nil
 }

@@ -3,6 +3,8 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +22,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/control"
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
 // fromStream has the server send its files. One goroutine takes the stream apart,
@@ -38,10 +41,10 @@ func (t *take) fromStream(ctx context.Context, started func(lsn.LSN)) error {
 		empty <- newChunk()
 	}
 	for range t.cfg.Workers {
-		group.Go(func() error { return t.pack.drain(full, empty) })
+		group.Go(func() error { return t.drain(full, empty) })
 	}
-	sink := &streamSink{t: t}
-	sink.cut = &cutter{cur: newChunk(), took: func(n int) error { return t.took(ctx, n) }, emit: exchange(ctx, full, empty)}
+	sink := &streamSink{t: t, sums: map[string][32]byte{}}
+	sink.cut = t.cutter(ctx, exchange(ctx, full, empty))
 	var result postgres.BaseBackupResult
 	group.Go(func() (err error) {
 		defer close(full)
@@ -57,7 +60,7 @@ func (t *take) fromStream(ctx context.Context, started func(lsn.LSN)) error {
 	if !sink.control {
 		return errors.New("the server sent no global/pg_control")
 	}
-	return t.streamed(outer, result)
+	return t.streamed(outer, result, sink.sums)
 }
 
 func (t *take) streamOptions(sink *streamSink, started func(lsn.LSN)) postgres.BaseBackupOptions {
@@ -95,16 +98,16 @@ func exchange(ctx context.Context, full, empty chan *chunk) func(*chunk) (*chunk
 }
 
 // drain packs chunks until there are no more.
-func (p *packer) drain(full <-chan *chunk, empty chan<- *chunk) error {
-	l := p.lane()
+func (t *take) drain(full <-chan *chunk, empty chan<- *chunk) error {
+	comp := seal.NewCompressor(t.cfg.Level)
 	for c := range full {
-		if err := l.add(c); err != nil {
+		if err := t.frame(comp, c); err != nil {
 			return err
 		}
 		c.reset()
 		empty <- c
 	}
-	return l.flush()
+	return nil
 }
 
 // streamSink takes the files of a base backup in the server's order, in which
@@ -114,6 +117,7 @@ type streamSink struct {
 	cut     *cutter
 	start   lsn.LSN
 	control bool
+	sums    map[string][32]byte // SHA-256 by path, as the files arrived
 }
 
 // File implements postgres.Sink.
@@ -138,10 +142,14 @@ func (s *streamSink) File(_ context.Context, h postgres.FileHeader, r io.Reader)
 		s.control = true
 		r = bytes.NewReader(data)
 	}
-	f := s.t.newFile(d, s.start, nil)
-	if err := s.cut.file(f, r, h.Size); err != nil {
+	f := s.t.newFile(d)
+	check := f.verifier(s.start, nil)
+	sum := sha256.New()
+	if err := s.cut.piece(piece{f: f, count: f.blocks(), r: io.TeeReader(r, sum), check: check}); err != nil {
 		return err
 	}
+	s.sums[h.Path] = [32]byte(sum.Sum(nil))
+	s.t.checked(f, check, f.size)
 	s.t.keep(f)
 	return nil
 }
@@ -162,7 +170,7 @@ func (t *take) serverFound(err error) error {
 
 // streamed takes what came beside the files, and holds the files that came against
 // the server's own sums.
-func (t *take) streamed(ctx context.Context, r postgres.BaseBackupResult) error {
+func (t *take) streamed(ctx context.Context, r postgres.BaseBackupResult, sums map[string][32]byte) error {
 	label, err := postgres.ParseLabel(r.Label)
 	if err != nil {
 		return err
@@ -170,7 +178,7 @@ func (t *take) streamed(ctx context.Context, r postgres.BaseBackupResult) error 
 	if r.StartTimeline != r.EndTimeline {
 		return fmt.Errorf("%w: timeline %d at its start, %d at its end", postgres.ErrChanged, r.StartTimeline, r.EndTimeline)
 	}
-	if err := t.compare(r.ParsedManifest); err != nil {
+	if err := compare(r.ParsedManifest, sums); err != nil {
 		return err
 	}
 	t.placed(r)
@@ -210,14 +218,13 @@ func (t *take) placed(r postgres.BaseBackupResult) {
 }
 
 // compare wants each file that the server summed up to have arrived as it was sent.
-func (t *take) compare(m postgres.Manifest) error {
-	sums := make(map[string]string, len(t.files))
-	for _, f := range t.files {
-		sums[f.path] = f.sum
-	}
+func compare(m postgres.Manifest, sums map[string][32]byte) error {
 	for _, f := range m.Files {
-		if got, ok := sums[f.Path]; ok && f.Algorithm == "SHA256" && got != f.Checksum {
-			return fmt.Errorf("%s did not arrive as the server sent it: SHA-256 %s, the server's manifest says %s", f.Path, got, f.Checksum)
+		if f.Algorithm != "SHA256" {
+			continue
+		}
+		if sum, ok := sums[f.Path]; ok && hex.EncodeToString(sum[:]) != f.Checksum {
+			return fmt.Errorf("%s did not arrive as the server sent it: SHA-256 %x, the server's manifest says %s", f.Path, sum, f.Checksum)
 		}
 	}
 	return nil
@@ -227,8 +234,7 @@ func (t *take) compare(m postgres.Manifest) error {
 // directory, which BASE_BACKUP leaves out (C-15). A role that may not read it
 // leaves a remark.
 func (t *take) configBeside(ctx context.Context) error {
-	lane := t.pack.lane()
-	cut := t.cutter(ctx, lane)
+	cut := t.lane(ctx)
 	for _, name := range slices.Sorted(maps.Keys(outside(t.srv.facts))) {
 		var data []byte
 		var at time.Time
@@ -238,13 +244,12 @@ func (t *take) configBeside(ctx context.Context) error {
 			t.header.Inventory.NotAssessed = append(t.header.Inventory.NotAssessed, fmt.Sprintf("configuration not copied: %s: %v", name, err))
 			continue
 		}
-		f := t.newFile(datadir.File{Path: name, Mode: 0o600, ModTime: at, Kind: datadir.Other, Outside: true}, 0, nil)
-		if err := cut.file(f, bytes.NewReader(data), int64(len(data))); err != nil {
+		d := datadir.File{Path: name, Mode: 0o600, ModTime: at, Kind: datadir.Other, Outside: true}
+		if err := t.copyBytes(cut, d, data); err != nil {
 			return err
 		}
-		t.keep(f)
 	}
-	return errors.Join(cut.flush(), lane.flush())
+	return cut.flush()
 }
 
 // outside are the configuration files that do not lie in the data directory.

@@ -15,6 +15,7 @@ import (
 	"filippo.io/age"
 	"go.uber.org/zap"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -68,6 +69,11 @@ type TakeConfig struct {
 
 	Workers int   // 2
 	Rate    int64 // raw bytes a second; 0: no limit
+	// State is where the snapshot in the making keeps what it must find again; ""
+	// means a directory that is removed at the end.
+	State string
+	// Keys make the digests of blocks, by which the next snapshot tells what changed.
+	Keys seal.DigestKeys
 
 	WAL WALWaiter
 	// WALRefs names the archived objects that hold the WAL from one position to
@@ -164,22 +170,26 @@ func Take(ctx context.Context, cfg TakeConfig) (catalog.Snapshot, error) {
 
 // take is one snapshot in the making.
 type take struct {
-	cfg  TakeConfig
-	id   string
-	log  *zap.Logger
-	pace pace
-	pack *packer
-	srv  *server // the server's facts and connections
+	cfg   TakeConfig
+	id    string
+	log   *zap.Logger
+	pace  pace
+	dir   string // for what is in the making
+	pack  *packer
+	srv   *server // the server's facts and connections
+	base  *base   // nil: every block is new
+	spool *leafSpool
 
 	startedAt time.Time // this host's clock
 
 	mu      sync.Mutex
-	files   []*file
+	files   []*file // once they are copied
 	pages   page.Report
 	skipped int64  // pages that bear no checksums
 	newest  string // the file whose page has pages.Latest
 	reasons []string
-	done    int64
+	raw     int64 // bytes of files
+	done    int64 // of these, what was read so far
 	total   int64
 	header  catalog.ManifestHeader
 }
@@ -197,6 +207,10 @@ func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
 	if err := t.describe(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}
+	if err := t.openSpool(); err != nil {
+		return catalog.Snapshot{}, err
+	}
+	defer t.closeSpool()
 	if err := t.putIntent(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}
@@ -204,18 +218,30 @@ func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
 		return catalog.Snapshot{}, err
 	}
 	t.step("wal")
-	if err := t.awaitWAL(ctx, t.header.Facts.StopLSN, t.cfg.WALTimeout); err != nil {
+	maps, err := t.settle(ctx)
+	if err != nil {
 		return catalog.Snapshot{}, err
 	}
 	t.step("commit")
-	return t.commit(ctx)
+	return t.commit(ctx, maps)
+}
+
+// settle writes the page maps while the last WAL becomes durable (W3).
+func (t *take) settle(ctx context.Context) (maps *mapper, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return t.awaitWAL(ctx, t.header.Facts.StopLSN, t.cfg.WALTimeout) })
+	group.Go(func() (err error) {
+		maps, err = t.putMaps(ctx)
+		return err
+	})
+	return maps, group.Wait()
 }
 
 // copy brings all files into packs, watched by the early archive check.
 func (t *take) copy(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	t.pack = newPacker(ctx, t.cfg.Workers, t.cfg.Level, t.cfg.Data, t.putPack)
+	t.pack = newPacker(ctx, t.cfg.Data, t.putPack)
 	var watch sync.WaitGroup
 	started := func(at lsn.LSN) {
 		watch.Go(func() {
@@ -231,6 +257,9 @@ func (t *take) copy(ctx context.Context) error {
 		copyFrom = t.fromStream
 	}
 	err := copyFrom(ctx, started)
+	if err == nil {
+		err = t.pack.flush()
+	}
 	if err != nil {
 		cancel(err)
 	}
@@ -271,10 +300,15 @@ func (t *take) took(ctx context.Context, n int) error {
 
 // suspect notes a reason not to trust the snapshot.
 func (t *take) suspect(format string, args ...any) {
-	reason := fmt.Sprintf(format, args...)
-	t.log.Warn("the snapshot is suspect", zap.String("reason", reason))
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.doubt(format, args...)
+}
+
+// doubt is suspect for who holds the lock.
+func (t *take) doubt(format string, args ...any) {
+	reason := fmt.Sprintf(format, args...)
+	t.log.Warn("the snapshot is suspect", zap.String("reason", reason))
 	const most = 100
 	if len(t.reasons) < most {
 		t.reasons = append(t.reasons, reason)

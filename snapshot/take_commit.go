@@ -11,20 +11,42 @@ import (
 	"strings"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
 // putIntent announces the snapshot before its first pack (W1).
 func (t *take) putIntent(ctx context.Context) error {
+	from, err := t.from(ctx)
+	if err != nil {
+		return err
+	}
 	body, err := seal.SignNote(catalog.KindIntent, catalog.Intent{
 		Cluster: t.cfg.Cluster, ID: t.id, Epoch: t.cfg.Epoch, Node: t.cfg.Node, StartedAt: t.startedAt,
+		SystemID: t.srv.facts.SystemID, Timeline: t.srv.facts.Timeline, From: from,
 	}, t.cfg.Signer)
 	if err != nil {
 		return err
 	}
 	_, err = t.put(ctx, catalog.IntentName(t.cfg.Cluster, t.id), body)
 	return err
+}
+
+// from is a place in the log of which no page that will be read is older: files
+// are as new as the checkpoint with which a primary begins the backup, and those
+// of a standby as its last restartpoint.
+func (t *take) from(ctx context.Context) (at lsn.LSN, err error) {
+	var text string
+	err = t.srv.conn.Pgx().QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN (SELECT redo_lsn FROM pg_control_checkpoint())
+		ELSE pg_current_wal_insert_lsn() END)::text`).Scan(&text)
+	if err == nil {
+		at, err = lsn.Parse(text)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ask where the log stands: %w", err)
+	}
+	return at, nil
 }
 
 func (t *take) put(ctx context.Context, name string, body []byte) (catalog.Ref, error) {
@@ -38,16 +60,20 @@ func (t *take) putPack(ctx context.Context, n int, body []byte, sum [32]byte) (c
 }
 
 // commit writes the manifest, the list, and last the note (W3 to W5).
-func (t *take) commit(ctx context.Context) (catalog.Snapshot, error) {
+func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) {
 	s, err := t.summary(ctx)
 	if err != nil {
 		return s, err
 	}
-	if s.Manifest, err = t.putManifest(ctx); err != nil {
+	packs, maps := m.packs(), m.number()
+	if s.Manifest, err = t.putManifest(ctx, packs, maps); err != nil {
 		return s, fmt.Errorf("write the manifest: %w", err)
 	}
 	refs := append([]catalog.Ref{s.Manifest}, s.WAL...)
-	for _, p := range t.pack.packs {
+	for _, p := range packs {
+		refs = append(refs, p.Ref)
+	}
+	for _, p := range maps {
 		refs = append(refs, p.Ref)
 	}
 	list, err := catalog.EncodeObjects(refs)
@@ -58,6 +84,9 @@ func (t *take) commit(ctx context.Context) (catalog.Snapshot, error) {
 		return s, fmt.Errorf("write the list of objects: %w", err)
 	}
 	s.NewBytes = t.pack.stored + s.Manifest.Size + s.Objects.Size
+	for _, p := range m.maps {
+		s.NewBytes += p.Ref.Size
+	}
 	s.StoredSize = s.Objects.Size
 	for _, r := range refs {
 		s.StoredSize += r.Size
@@ -72,7 +101,7 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 		Cluster: t.cfg.Cluster, ID: t.id, Kind: "physical", Source: t.cfg.Source, Node: t.cfg.Node, Epoch: t.cfg.Epoch,
 		SystemID: f.SystemID, Major: f.Major, ServerNum: f.ServerNum, Timeline: f.Timeline,
 		StartLSN: f.StartLSN, StopLSN: f.StopLSN, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
-		SegSize: f.WALSegSize, RawBytes: t.done, Files: int64(len(t.files)), Pages: t.judge(),
+		SegSize: f.WALSegSize, RawBytes: t.raw, Files: int64(len(t.files)), Pages: t.judge(),
 		Recipients: t.cfg.Fingerprints, LockUntil: t.cfg.LockUntil,
 	}
 	slices.Sort(t.reasons) // workers note them in any order
@@ -88,9 +117,9 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 	return s, nil
 }
 
-// putManifest seals the manifest to whoever reads the index or the data.
-func (t *take) putManifest(ctx context.Context) (catalog.Ref, error) {
-	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
+// putManifest seals the manifest to whoever reads the index or the data. The files
+// are in the order of their paths.
+func (t *take) putManifest(ctx context.Context, packs []catalog.ManifestPack, maps []catalog.ManifestMap) (catalog.Ref, error) {
 	var body bytes.Buffer
 	w, err := seal.NewBlobWriter(&body, t.cfg.readers())
 	if err != nil {
@@ -100,17 +129,18 @@ func (t *take) putManifest(ctx context.Context) (catalog.Ref, error) {
 	if err != nil {
 		return catalog.Ref{}, err
 	}
-	for _, p := range t.pack.packs {
-		if err := m.Pack(p); err != nil {
-			return catalog.Ref{}, err
-		}
+	for _, p := range packs {
+		err = errors.Join(err, m.Pack(p))
+	}
+	for _, p := range maps {
+		err = errors.Join(err, m.Map(p))
 	}
 	for _, f := range t.files {
-		if err := m.File(f.entry()); err != nil {
-			return catalog.Ref{}, err
+		if err == nil {
+			err = m.File(f.entry())
 		}
 	}
-	if err := errors.Join(m.Close(), w.Close()); err != nil {
+	if err := errors.Join(err, m.Close(), w.Close()); err != nil {
 		return catalog.Ref{}, err
 	}
 	return t.put(ctx, catalog.ManifestName(t.cfg.Cluster, t.id), body.Bytes())

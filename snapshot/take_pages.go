@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -9,32 +10,45 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 )
 
-// keep takes a file that was copied into the manifest and counts its pages (C-21).
-func (t *take) keep(f *file) {
-	var r page.Report
-	if f.verify != nil {
-		r = f.verify.Report()
-	}
-	for _, b := range r.BadBlocks {
-		f.bad = append(f.bad, int64(b%page.SegmentBlocks))
-	}
-	if r.Bad > 0 {
-		t.suspect("%s: %d of %d pages have a wrong checksum, the first is block %d of the file", f.path, r.Bad, r.Pages, f.bad[0])
-	}
-	if r.Short > 0 {
-		t.suspect("%s ends inside a page: it has %d bytes", f.path, f.size)
-	}
+// checked counts the pages of a piece of f (C-21).
+func (t *take) checked(f *file, v *page.Verifier, read int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.files = append(t.files, f)
+	if v == nil {
+		if f.kind == catalog.FileRelation {
+			t.skipped += read / page.Size
+		}
+		return
+	}
+	r := v.Report()
+	for _, b := range r.BadBlocks {
+		if len(f.bad) < maxBad {
+			f.bad = append(f.bad, int64(b%page.SegmentBlocks))
+		}
+	}
+	if r.Bad > 0 {
+		t.doubt("%s: %d of %d pages have a wrong checksum, the first is block %d of the file", f.path, r.Bad, r.Pages, r.BadBlocks[0]%page.SegmentBlocks)
+	}
+	if r.Short > 0 {
+		t.doubt("%s ends inside a page: it has %d bytes", f.path, f.size)
+	}
 	if r.Latest > t.pages.Latest {
 		t.newest = f.path
 	}
 	r.BadBlocks = nil
 	t.pages.Add(r)
-	if f.verify == nil && f.kind == catalog.FileRelation {
-		t.skipped += f.size / page.Size
-	}
+}
+
+// maxBad bounds the bad blocks that a manifest names of one file.
+const maxBad = 100
+
+// keep takes a file into the manifest.
+func (t *take) keep(f *file) {
+	slices.Sort(f.bad) // by several workers
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.files = append(t.files, f)
+	t.raw += f.size
 }
 
 // judge sums the pages up once the stop LSN is known: a page that passed because

@@ -3,8 +3,6 @@ package snapshot
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
@@ -37,11 +36,13 @@ type rig struct {
 	index   []age.Identity
 	dataTo  []age.Recipient
 	indexTo []age.Recipient
+	keys    seal.DigestKeys
+	state   string
 }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t}
+	r := &rig{t: t, state: t.TempDir()}
 	skey, vkey, err := seal.NewSigningKey("node")
 	noErr(t, err)
 	r.signer, _, err = seal.LoadSigner(skey)
@@ -50,6 +51,8 @@ func newRig(t testing.TB) *rig {
 	noErr(t, err)
 	r.data, r.dataTo = identity(t)
 	r.index, r.indexTo = identity(t)
+	r.keys, err = seal.NewDigestKeys(1)
+	noErr(t, err)
 	var zones []*zone.Zone
 	for i := range 3 {
 		dir := t.TempDir()
@@ -90,7 +93,7 @@ func (r *rig) config(pg *pgtest.Cluster, source string) TakeConfig {
 		Cluster: "main", Node: "node", Epoch: 1, Source: source, DSN: pg.DSN("postgres"), Fast: true,
 		Store: r.vault.Writer(), Signer: r.signer, Trust: r.trust,
 		Data: r.dataTo, Index: r.indexTo, Fingerprints: []string{"0123456789abcdef"},
-		WAL: keptWAL{pg.DSN("postgres")},
+		WAL: keptWAL{pg.DSN("postgres")}, Keys: r.keys, State: r.state,
 	}
 }
 
@@ -143,30 +146,61 @@ func (r *rig) manifest(s catalog.Snapshot) catalog.Manifest {
 	return m
 }
 
-// unpack writes the files of a snapshot below dir, which exists, and checks each
-// against the manifest. It is no restore: it exists to prove what was taken.
-func (r *rig) unpack(m catalog.Manifest, dir string) {
+// leaves opens the page maps of a manifest.
+func (r *rig) leaves(m catalog.Manifest) *catalog.MapSet {
+	fetch := func(ctx context.Context, ref catalog.Ref) ([]byte, error) {
+		return r.vault.Reader().Get(ctx, ref.Name, ref.Size, ref.SHA256)
+	}
+	set := catalog.NewMapSet(r.t.TempDir(), m.Maps, m.Packs, fetch, r.index)
+	r.t.Cleanup(func() { set.Close() })
+	return set
+}
+
+// packs decompresses all packs of a manifest, by number and offset.
+func (r *rig) packs(m catalog.Manifest) map[uint32]map[int64][]byte {
 	r.t.Helper()
-	frames := map[[2]int][]byte{}
+	frames := map[uint32]map[int64][]byte{}
 	for _, p := range m.Packs {
+		of := map[int64][]byte{}
+		frames[uint32(p.N)] = of
 		body, err := r.vault.Reader().Get(r.t.Context(), p.Ref.Name, p.Ref.Size, p.Ref.SHA256)
 		noErr(r.t, err)
-		noErr(r.t, seal.DecodePack(body, r.data, nil, func(i int, raw []byte) error {
-			frames[[2]int{p.N, i}] = bytes.Clone(raw)
-			return nil
-		}))
+		pack, err := seal.OpenPack(bytes.NewReader(body), int64(len(body)), r.data)
+		noErr(r.t, err)
+		index, err := pack.Index()
+		noErr(r.t, err)
+		for _, f := range index {
+			of[f.Off], err = pack.Frame(f)
+			noErr(r.t, err)
+		}
 	}
+	return frames
+}
+
+// unpack writes the files of a snapshot below dir, which exists. It is no restore:
+// it exists to prove what was taken.
+func (r *rig) unpack(m catalog.Manifest, dir string) {
+	r.t.Helper()
+	frames, maps := r.packs(m), r.leaves(m)
 	for _, d := range m.Header.Dirs {
 		noErr(r.t, os.MkdirAll(filepath.Join(dir, d.Path), 0o700))
 	}
 	for _, f := range m.Files {
-		var data []byte
-		for _, e := range f.Extents {
-			data = append(data, frames[[2]int{e.Pack, e.Frame}][e.Off:e.Off+e.Len]...)
-		}
-		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != f.SHA256 || int64(len(data)) != f.Size {
-			r.t.Fatalf("%s: %d bytes with SHA-256 %x, the manifest says %d and %s", f.Path, len(data), sum, f.Size, f.SHA256)
-		}
+		data := make([]byte, f.Size)
+		noErr(r.t, maps.Leaves(r.t.Context(), f, func(first int64, l catalog.Leaf) error {
+			for _, run := range l.Runs {
+				if run.Frame == catalog.ZeroFrame {
+					continue
+				}
+				x := l.Frames[run.Frame]
+				raw, ok := frames[x.Pack][x.Off]
+				if !ok || len(raw) != x.Raw {
+					return fmt.Errorf("%s: pack %d has no frame at %d of %d bytes", f.Path, x.Pack, x.Off, x.Raw)
+				}
+				copy(data[(first+int64(run.First))*page.Size:], raw[run.Off:run.Off+run.Bytes(first, f.Size)])
+			}
+			return nil
+		}))
 		if !f.Outside {
 			noErr(r.t, os.WriteFile(filepath.Join(dir, f.Path), data, 0o600))
 		}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 )
 
@@ -18,7 +20,18 @@ func eachSource(t *testing.T, fn func(t *testing.T, source string)) {
 	}
 }
 
-// C-3, C-11, C-12: promise 1.
+// blot does to a file what a snapshot does: it zeroes the holes of its pages.
+func blot(rel string, data []byte) {
+	name, ok := datadir.ParseRelation(rel)
+	if !ok || name.Fork != datadir.Main {
+		return
+	}
+	for at := 0; at+page.Size <= len(data); at += page.Size {
+		page.Normalise(data[at:at+page.Size], name.Segment*page.SegmentBlocks+uint32(at/page.Size), true)
+	}
+}
+
+// C-3, C-11, C-12: promise 1. Holes of pages are the one thing that is not kept.
 func TestFilesComeBackByteIdentical(t *testing.T) {
 	pg := startPG(t)
 	fill(pg, "big", 3000)
@@ -38,6 +51,7 @@ func TestFilesComeBackByteIdentical(t *testing.T) {
 			want, err := os.ReadFile(path)
 			noErr(t, err)
 			got, err := os.ReadFile(filepath.Join(dir, rel))
+			blot(rel, want)
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%s differs (%v)", rel, err)
 			}
@@ -183,7 +197,11 @@ func TestListNamesEveryObjectAndChainContinues(t *testing.T) {
 	named, err := catalog.DecodeObjects(bytes.NewReader(list))
 	noErr(t, err)
 	want := map[string]bool{wal.Name: true, first.Manifest.Name: true}
-	for _, p := range r.manifest(first).Packs {
+	m := r.manifest(first)
+	for _, p := range m.Packs {
+		want[p.Ref.Name] = true
+	}
+	for _, p := range m.Maps {
 		want[p.Ref.Name] = true
 	}
 	for _, ref := range named {

@@ -1,0 +1,159 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// mapper writes the leaves of all files, in the order of their paths, into map
+// objects, and counts what of each pack is in use.
+type mapper struct {
+	t       *take
+	ctx     context.Context //nolint:containedctx // one call's own
+	builder *catalog.MapBuilder
+	leaves  int64                 // bytes of leaves in the builder
+	maps    []catalog.ManifestMap // this snapshot's own
+	live    map[uint32]int64      // by pack, marked with basePack where it is the base's
+	plain   map[string]string     // by SHA-256 of the sealed bytes, the plaintext's file
+}
+
+// putMaps brings the page maps of all files into the quorum. All packs are there.
+func (t *take) putMaps(ctx context.Context) (*mapper, error) {
+	m := &mapper{t: t, ctx: ctx, builder: catalog.NewMapBuilder(), live: t.base.live()}
+	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
+	for _, f := range t.files {
+		if err := m.file(f); err != nil {
+			return nil, fmt.Errorf("write the page map of %s: %w", f.path, err)
+		}
+	}
+	if m.builder.Size() > 0 && m.leaves > 0 {
+		return m, m.flush()
+	}
+	return m, nil
+}
+
+// file gives f's leaves their places in map objects. Those of the base that stay
+// where they are count from -1 downwards until the manifest numbers all.
+func (m *mapper) file(f *file) error {
+	var first int64
+	for _, p := range f.leaves {
+		ref := catalog.LeafRef{Map: -int(p.base), Off: p.off, Len: int64(p.len), Count: 1}
+		if p.base == 0 || m.t.base.sparse(int(p.base)-1) {
+			var err error
+			if ref, err = m.move(f, first, p); err != nil {
+				return err
+			}
+		}
+		f.refs = appendRef(f.refs, ref)
+		first += catalog.LeafBlocks
+	}
+	f.leaves = nil
+	return nil
+}
+
+// appendRef lengthens the last reference where the next leaf follows it.
+func appendRef(refs []catalog.LeafRef, r catalog.LeafRef) []catalog.LeafRef {
+	if n := len(refs); n > 0 {
+		if last := &refs[n-1]; last.Map == r.Map && last.Off+last.Len == r.Off {
+			last.Len += r.Len
+			last.Count++
+			return refs
+		}
+	}
+	return append(refs, r)
+}
+
+// move brings one leaf into the map object in the making.
+func (m *mapper) move(f *file, first int64, p leafPlace) (catalog.LeafRef, error) {
+	var l catalog.Leaf
+	var err error
+	if p.base == 0 {
+		if l, err = m.t.spool.leaf(p); err == nil {
+			live(l, first, f.size, func(pack uint32, n int64) { m.live[pack] += n })
+		}
+	} else {
+		l, err = m.t.base.leafAt(m.ctx, p) // counted in the base's live bytes already
+	}
+	if err != nil {
+		return catalog.LeafRef{}, err
+	}
+	if m.builder.Full() {
+		if err := m.flush(); err != nil {
+			return catalog.LeafRef{}, err
+		}
+	}
+	off, n, err := m.builder.Add(l, m.t.packName)
+	m.leaves += int64(n)
+	return catalog.LeafRef{Map: len(m.maps), Off: int64(off), Len: int64(n), Count: 1}, err
+}
+
+// packName is the full name of a pack of a leaf that is in no map object yet.
+func (t *take) packName(pack uint32) string {
+	if pack&basePack != 0 {
+		return t.base.manifest.Packs[pack&^basePack].Ref.Name
+	}
+	return t.pack.packs[pack].Ref.Name
+}
+
+// flush seals the map object in the making to whoever reads the manifest.
+func (m *mapper) flush() error {
+	t := m.t
+	plain := m.builder.Bytes()
+	sealed, err := seal.SealBlob(plain, t.cfg.readers())
+	if err != nil {
+		return err
+	}
+	n := len(m.maps)
+	ref, err := t.put(m.ctx, catalog.MapName(t.cfg.Cluster, t.id, n, digestOf(sealed)), sealed)
+	if err != nil {
+		return fmt.Errorf("send map %d: %w", n, err)
+	}
+	m.maps = append(m.maps, catalog.ManifestMap{N: n, Ref: ref, Raw: m.leaves, Live: m.leaves})
+	m.builder.Reset()
+	m.leaves = 0
+	return t.cache(ref, plain)
+}
+
+// packs are those that the leaves refer to, the base's behind the snapshot's own.
+func (m *mapper) packs() (out []catalog.ManifestPack) {
+	for i, p := range m.t.pack.packs {
+		out = append(out, catalog.ManifestPack{N: i, Ref: p.Ref, Raw: p.Raw, Live: m.live[uint32(i)]})
+	}
+	for i, p := range m.t.base.packs() {
+		if n := m.live[uint32(i)|basePack]; n > 0 {
+			p.N, p.Live = len(out), n
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// number gives the maps of the base that are still in use their numbers, behind
+// the snapshot's own, and counts what of them is.
+func (m *mapper) number() []catalog.ManifestMap {
+	maps := slices.Clone(m.maps)
+	places := map[int]int{}
+	for _, f := range m.t.files {
+		for i := range f.refs {
+			r := &f.refs[i]
+			if r.Map >= 0 {
+				continue
+			}
+			n, ok := places[r.Map]
+			if !ok {
+				n = len(maps)
+				places[r.Map] = n
+				was := m.t.base.manifest.Maps[-r.Map-1]
+				maps = append(maps, catalog.ManifestMap{N: n, Ref: was.Ref, Raw: was.Raw})
+			}
+			maps[n].Live += r.Len
+			r.Map = n
+		}
+	}
+	return maps
+}

@@ -1,0 +1,116 @@
+package snapshot
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+)
+
+// leafSpool keeps the leaves of a snapshot in the making in a local file, in the order
+// in which they became whole, until they are written into map objects. A record
+// says whose leaf it is, so that an attempt that was interrupted can be continued.
+//
+//	u32 CRC-32C of what follows | u32 its length | i64 size of the file | u32 number
+//	of the leaf | u16 length of the path | path | leaf
+type leafSpool struct {
+	mu  sync.Mutex
+	f   *os.File
+	end int64
+	buf []byte
+}
+
+const (
+	spoolHead  = 8
+	spoolEntry = 8 + 4 + 2
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// openSpool makes the directory for what is in the making and the spool in it.
+func (t *take) openSpool() error {
+	dir, err := os.MkdirTemp(t.cfg.State, "taking-")
+	if err != nil {
+		return fmt.Errorf("make a directory for the snapshot in the making: %w", err)
+	}
+	t.dir = dir
+	f, err := os.OpenFile(filepath.Join(dir, "leaves"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return errors.Join(fmt.Errorf("make a spool for page maps: %w", err), os.RemoveAll(dir))
+	}
+	t.spool = &leafSpool{f: f}
+	return nil
+}
+
+func (t *take) closeSpool() {
+	if err := errors.Join(t.spool.f.Close(), os.RemoveAll(t.dir)); err != nil {
+		t.log.Warn("what was in the making stays behind", zap.String("directory", t.dir), zap.Error(err))
+	}
+}
+
+// add writes leaves in one go and tells their files where they are.
+func (s *leafSpool) add(leaves []*leafMaker) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buf = s.buf[:0]
+	for _, m := range leaves {
+		n := int(m.first / catalog.LeafBlocks)
+		begin := len(s.buf)
+		s.buf = append(s.buf, make([]byte, spoolHead)...)
+		s.buf = binary.LittleEndian.AppendUint64(s.buf, uint64(m.file.size))
+		s.buf = binary.LittleEndian.AppendUint32(s.buf, uint32(n))
+		s.buf = binary.LittleEndian.AppendUint16(s.buf, uint16(len(m.file.path)))
+		s.buf = append(s.buf, m.file.path...)
+		at := len(s.buf)
+		var err error
+		if s.buf, err = catalog.AppendLeaf(s.buf, m.leaf); err != nil {
+			return fmt.Errorf("%s: %w", m.file.path, err)
+		}
+		m.file.leaves[n] = leafPlace{off: s.end + int64(at), len: int32(len(s.buf) - at)}
+		body := s.buf[begin+spoolHead:]
+		binary.LittleEndian.PutUint32(s.buf[begin:], crc32.Checksum(body, castagnoli))
+		binary.LittleEndian.PutUint32(s.buf[begin+4:], uint32(len(body)))
+	}
+	if _, err := s.f.WriteAt(s.buf, s.end); err != nil {
+		return fmt.Errorf("write page maps to the spool: %w", err)
+	}
+	s.end += int64(len(s.buf))
+	return nil
+}
+
+// leaf reads one leaf back.
+func (s *leafSpool) leaf(p leafPlace) (catalog.Leaf, error) {
+	b := make([]byte, p.len)
+	if _, err := s.f.ReadAt(b, p.off); err != nil {
+		return catalog.Leaf{}, fmt.Errorf("read a page map from the spool: %w", err)
+	}
+	l, rest, err := catalog.ParseLeaf(b)
+	if err == nil && len(rest) > 0 {
+		err = errors.New("page map: there is more behind a leaf of the spool")
+	}
+	return l, err
+}
+
+// finished takes leaves that are whole: what is not as it was goes to the spool.
+func (t *take) finished(leaves []*leafMaker) error {
+	fresh := leaves[:0]
+	for _, m := range leaves {
+		if m.changed || m.old.at.Count == 0 {
+			fresh = append(fresh, m)
+			continue
+		}
+		at := m.old.at
+		m.file.leaves[m.first/catalog.LeafBlocks] = leafPlace{off: at.Off, len: int32(at.Len), base: int32(at.Map) + 1}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	return t.spool.add(fresh)
+}
