@@ -70,14 +70,14 @@ func (m *ManifestWriter) Close(ranges []WALRange) error {
 	if len(ranges) == 0 {
 		return errors.New("backup manifest: a backup needs WAL, and no range of it is named")
 	}
-	m.out.WriteString("\n],\n\"WAL-Ranges\": [")
+	fmt.Fprint(m.out, "\n],\n\"WAL-Ranges\": [")
 	for n, r := range ranges {
 		if n > 0 {
-			m.out.WriteString(",")
+			fmt.Fprint(m.out, ",")
 		}
 		fmt.Fprintf(m.out, "\n{ \"Timeline\": %d, \"Start-LSN\": %q, \"End-LSN\": %q }", r.Timeline, r.Start, r.End)
 	}
-	m.out.WriteString("\n],\n")
+	fmt.Fprint(m.out, "\n],\n")
 	if err := m.out.Flush(); err != nil {
 		return err
 	}

@@ -120,7 +120,7 @@ func TestAManifestIsReadAsItWasWritten(t *testing.T) {
 			bad := bytes.Clone(out.Bytes())
 			bad[at] ^= 1
 			if _, err := postgres.ParseManifest(bad); err == nil && !strings.EqualFold(string(bad), out.String()) && strings.TrimSpace(string(bad)) != strings.TrimSpace(out.String()) {
-				t.Errorf("%d: byte %d of %q changed and nobody minded", major, at, fmt.Sprint(bad[max(0, at-20):at+1]))
+				t.Errorf("%d: byte %d of %q changed and nobody minded", major, at, bad[max(0, at-20):at+1])
 			}
 			if _, err := postgres.ParseManifest(out.Bytes()[:at]); err == nil && at < out.Len()-1 {
 				t.Errorf("%d: cut to %d bytes and taken", major, at)

@@ -20,34 +20,40 @@ var seeds = [lanes]uint32{
 // n of a relation begins at n*[SegmentBlocks]. The checksum stored in the page is
 // taken as zero. It panics on a slice of another length.
 func Checksum(page []byte, block uint32) uint16 {
-	p := (*[Size]byte)(page[:Size:len(page)])
-	_ = [1]struct{}{}[len(page)-Size]
+	p := (*[Size]byte)(page)
+	if len(page) != Size {
+		panic("page: Checksum of more than a page")
+	}
+	sums := seeds
+	// It is the lower half of the third word: this takes it out again.
+	sums[2] ^= uint32(binary.LittleEndian.Uint16(p[offChecksum:]))
+	mix(&sums, p)
 	var all uint32
-	for first := 0; first < lanes; first += 4 {
-		all ^= fourLanes(p, first)
+	for _, s := range sums {
+		all ^= s
 	}
 	return uint16((all^block)%65535 + 1)
 }
 
-// fourLanes sums the words of four of the 32 lanes: as many as stay in registers.
-// The stored checksum is the lower half of word 2, hence of the third lane.
-func fourLanes(p *[Size]byte, first int) uint32 {
-	a, b, c, d := seeds[first], seeds[first+1], seeds[first+2], seeds[first+3]
-	if first == 0 {
-		c ^= uint32(binary.LittleEndian.Uint16(p[offChecksum:]))
+// mixScalar takes all words of the page into the sums, word n into lane n%32, four
+// lanes at a time: as many as stay in registers.
+func mixScalar(sums *[lanes]uint32, p *[Size]byte) {
+	for first := 0; first < lanes; first += 4 {
+		s := (*[4]uint32)(sums[first:])
+		a, b, c, d := s[0], s[1], s[2], s[3]
+		for at := 4 * first; at <= Size-16; at += 4 * lanes {
+			w := p[at : at+16 : at+16]
+			a ^= binary.LittleEndian.Uint32(w)
+			b ^= binary.LittleEndian.Uint32(w[4:])
+			c ^= binary.LittleEndian.Uint32(w[8:])
+			d ^= binary.LittleEndian.Uint32(w[12:])
+			a = a*prime ^ a>>17
+			b = b*prime ^ b>>17
+			c = c*prime ^ c>>17
+			d = d*prime ^ d>>17
+		}
+		s[0], s[1], s[2], s[3] = finish(a), finish(b), finish(c), finish(d)
 	}
-	for at := 4 * first; at <= Size-16; at += 4 * lanes {
-		w := p[at : at+16 : at+16]
-		a ^= binary.LittleEndian.Uint32(w)
-		b ^= binary.LittleEndian.Uint32(w[4:])
-		c ^= binary.LittleEndian.Uint32(w[8:])
-		d ^= binary.LittleEndian.Uint32(w[12:])
-		a = a*prime ^ a>>17
-		b = b*prime ^ b>>17
-		c = c*prime ^ c>>17
-		d = d*prime ^ d>>17
-	}
-	return finish(a) ^ finish(b) ^ finish(c) ^ finish(d)
 }
 
 // finish mixes in two rounds of zeros, so that the last words reach every bit.
