@@ -27,6 +27,7 @@ func room(t testing.TB, major int, opts ...pgtest.Option) *pgtest.Cluster {
 	c := pgtest.Start(t, append([]pgtest.Option{
 		pgtest.WithMajor(major), pgtest.WithInitdb("--wal-segsize=1"), pgtest.WithSetting("wal_keep_size", "1GB"), pgtest.WithTablespace(),
 		pgtest.WithSetting("max_prepared_transactions", "5"), pgtest.WithSetting("autovacuum_naptime", "1s"), pgtest.WithSetting("max_wal_size", "40MB"),
+		pgtest.WithSetting("wal_compression", []string{"on", "off"}[rand.IntN(2)]),
 	}, opts...)...)
 	for n := range tables {
 		create(c, n)

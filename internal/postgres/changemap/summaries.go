@@ -24,13 +24,15 @@ func TrustSummaries(version int) error {
 	if version >= 180005 || version >= 170011 && version < 180000 {
 		return nil
 	}
-	return fmt.Errorf("%w: WAL summaries of server version %d are not to be trusted: they begin with 17, and are right from 17.11 and 18.5 on", ErrUnknown, version)
+	return fmt.Errorf("%w: WAL summaries of server version %d are not to be trusted: those from 17.11 and 18.5 on are", ErrUnknown, version)
 }
 
-// Summaries is how a server's own WAL summaries are read (summarize_wal, 17 and
-// later). The caller has asked [TrustSummaries].
+// Summaries is how a server's own WAL summaries are read (summarize_wal, 17 and later).
 type Summaries struct {
-	Server Querier
+	Server  Querier
+	Version int // server_version_num, for [TrustSummaries]
+	// AnyMinor believes all the same: for tests of the reading itself.
+	AnyMinor bool
 	// Patience bounds the wait for the summarizer to come to the end of the path;
 	// it is renewed whenever another summary appears. 0 does not wait.
 	Patience time.Duration
@@ -45,6 +47,9 @@ type summary struct {
 
 // Map builds a map of the path (C-27): of its every stretch there must be a summary.
 func (s Summaries) Map(ctx context.Context, path []Leg) (*Map, error) {
+	if err := TrustSummaries(s.Version); err != nil && !s.AnyMinor {
+		return nil, err
+	}
 	list, err := s.await(ctx, path)
 	if err != nil {
 		return nil, err

@@ -1,7 +1,8 @@
 // Package walrec reads the framing of PostgreSQL's write-ahead log, majors 14 to
-// 18: page headers, records and the few kinds of record that recovery targets and
-// timelines depend on. It works on a stream that comes in pieces of any size,
-// holds at most [KeepBytes] of a record, and never interprets data pages.
+// 18: page headers, records, the few kinds of record that recovery targets and
+// timelines depend on, and which blocks records change. It works on a stream that
+// comes in pieces of any size, holds at most [KeepBytes] of a record, and never
+// looks into pages.
 //
 // What is not WAL is an error that says where; it is never a panic and never
 // taken for the end of the log. The one clean end is zeros.

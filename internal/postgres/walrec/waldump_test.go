@@ -251,6 +251,7 @@ func TestIndexOfPiecesIsTheIndexOfTheWhole(t *testing.T) {
 	}
 	for _, size := range []int{segSize, 777_777, 100_001, 8192, 61} {
 		var sum Index
+		var pieces []Index
 		var carry Carry
 		data, base := wal, from
 		if size < 10_000 {
@@ -270,6 +271,7 @@ func TestIndexOfPiecesIsTheIndexOfTheWhole(t *testing.T) {
 			sum.RestorePoints = append(sum.RestorePoints, ix.RestorePoints...)
 			sum.Marks = append(sum.Marks, ix.Marks...)
 			sum.LastRecordEnd = ix.LastRecordEnd
+			pieces = append(pieces, throughJSON(t, ix))
 		}
 		want := whole
 		if len(data) < len(wal) {
@@ -278,12 +280,38 @@ func TestIndexOfPiecesIsTheIndexOfTheWhole(t *testing.T) {
 				t.Fatalf("%d commits, %v", len(want.Commits), err)
 			}
 		}
+		if got := union(t, pieces...); !reflect.DeepEqual(got, union(t, want)) || len(got) < 2 {
+			t.Errorf("pieces of %d: %d forks changed, the whole: %d", size, len(got), len(union(t, want)))
+		}
 		if sum.Records != want.Records || sum.LastRecordEnd != want.LastRecordEnd || !slices.Equal(sum.Commits, want.Commits) ||
 			!reflect.DeepEqual(sum.RestorePoints, want.RestorePoints) || !reflect.DeepEqual(sum.Marks, want.Marks) {
 			t.Errorf("pieces of %d: %d records, %d commits to %s; whole: %d, %d to %s", size, sum.Records, len(sum.Commits),
 				sum.LastRecordEnd, want.Records, len(want.Commits), want.LastRecordEnd)
 		}
 	}
+}
+
+// union merges what indexes say of changes.
+func union(t testing.TB, indexes ...Index) map[string]ForkChanges {
+	sum := map[string]ForkChanges{}
+	for _, ix := range indexes {
+		if ix.Changes == nil {
+			t.Fatalf("the changes from %s to %s are unknown: %s", ix.From, ix.To, ix.Unknown)
+		}
+		for _, f := range forksOf(t, ix) {
+			name := describe([]ForkChanges{{Relation: f.Relation, Fork: f.Fork, From: NoBlock}})
+			if old, ok := sum[name]; ok {
+				f.From = min(f.From, old.From)
+				f.Blocks = append(f.Blocks, old.Blocks...)
+			}
+			slices.Sort(f.Blocks)
+			f.Blocks = slices.DeleteFunc(slices.Compact(f.Blocks), func(b uint32) bool { return b >= f.From })
+			if sum[name] = f; len(f.Blocks) == 0 {
+				sum[name] = ForkChanges{Relation: f.Relation, Fork: f.Fork, From: f.From}
+			}
+		}
+	}
+	return sum
 }
 
 func throughJSON[T any](t testing.TB, v T) (out T) {
