@@ -111,6 +111,12 @@ func (d *decoder) checkRetention(r *Retention, field string) {
 	if r.RenewAfter > r.KeepAtMost {
 		d.at(field+".renew_after", fmt.Sprintf("%v, longer than keep_at_most %v", r.RenewAfter, r.KeepAtMost), "renew_after ≤ keep_at_most")
 	}
+	// Bytes may be renew_after older than the snapshot that needs them.
+	longest := r.KeepAtMost - min(r.RenewAfter, r.KeepAtMost)
+	if floor := max(r.Window, r.KeepAtLeast); floor <= r.KeepAtMost && r.RenewAfter <= r.KeepAtMost && floor > longest {
+		d.at(field+".renew_after", fmt.Sprintf("%v, which leaves snapshots %v of keep_at_most %v: less than window or keep_at_least, %v", r.RenewAfter, longest, r.KeepAtMost, floor),
+			"window, keep_at_least ≤ keep_at_most - renew_after")
+	}
 	const day = 24 * time.Hour
 	for _, count := range []struct {
 		name string
@@ -124,8 +130,8 @@ func (d *decoder) checkRetention(r *Retention, field string) {
 		{"yearly", r.Yearly, 365 * day},
 	} {
 		// The oldest of n is at least n-1 spans old: the ceiling would take it.
-		if count.n > 1 && int64(count.n-1) > int64(r.KeepAtMost)/int64(count.span) {
-			d.at(field+"."+count.name, fmt.Sprintf("%d, the oldest of which would be older than keep_at_most %v", count.n, r.KeepAtMost), "fewer, or a longer keep_at_most")
+		if count.n > 1 && int64(count.n-1) > int64(longest)/int64(count.span) {
+			d.at(field+"."+count.name, fmt.Sprintf("%d, the oldest of which would need bytes older than keep_at_most %v (renew_after %v)", count.n, r.KeepAtMost, r.RenewAfter), "fewer, a longer keep_at_most or a shorter renew_after")
 		}
 	}
 }

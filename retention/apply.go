@@ -111,7 +111,8 @@ type removal struct {
 	Snapshots []string          `json:"snapshots"`
 	WAL       int               `json:"wal_stretches"`
 	Removed   int               `json:"objects_removed,omitempty"`
-	Zones     map[string]string `json:"zones,omitempty"` // when each was listed and showed nothing of it
+	Kept      int               `json:"objects_kept,omitempty"` // that other snapshots need: another result tells when they went
+	Zones     map[string]string `json:"zones,omitempty"`        // when each was listed and showed nothing of it
 }
 
 func (k *Keeper) subject(m catalog.Forgotten) map[string]string {

@@ -15,8 +15,7 @@ import (
 type copies struct {
 	at     time.Time
 	plan   *planner
-	snaps  map[string]catalog.Snapshot // committed ones, marked or not
-	starts map[string]time.Time        // of snapshots, committed or not
+	begun  map[string]catalog.Intent // snapshots, committed or not, marked or not
 	zones  map[string][]zone.Object
 	faults map[string]error
 	size   int64
@@ -36,13 +35,10 @@ func (a *advance) read(ctx context.Context) error {
 	}
 	c := &copies{
 		plan:  &planner{Inputs: in, timelines: map[string][]uint32{}, systems: map[int]string{}},
-		snaps: map[string]catalog.Snapshot{}, starts: map[string]time.Time{}, zones: map[string][]zone.Object{}, faults: map[string]error{}, size: 16 << 20,
+		begun: all.Begun, zones: map[string][]zone.Object{}, faults: map[string]error{}, size: 16 << 20,
 	}
 	for _, s := range all.All {
-		c.snaps[s.Body.ID], c.starts[s.Body.ID], c.size = s.Body, s.Body.StartedAt, segSize(s.Body)
-	}
-	for _, i := range all.Intents {
-		c.starts[i.Body.ID] = i.Body.StartedAt
+		c.size = segSize(s.Body)
 	}
 	c.at = a.Now()
 	for _, prefix := range []string{catalog.SnapshotsDir(a.Cluster), catalog.WALRoot(a.Cluster)} {
@@ -106,12 +102,13 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// endOf is when an object is gone at the latest, by the policy.
+// endOf is when an object is gone at the latest, by the policy: snapshots that
+// refer to it expire by its age, see [Policy.Expires].
 func (a *advance) endOf(o zone.Object) time.Time {
 	from := o.Modified
 	if id, ok := holdingID(a.Cluster, o.Name); ok {
-		if at, known := a.found.starts[id]; known {
-			from = at
+		if in, known := a.found.begun[id]; known {
+			from = in.StartedAt
 		}
 	}
 	if a.Policy.KeepAtMost == 0 {
@@ -126,12 +123,14 @@ var (
 )
 
 // clean says that an object cannot hold rows that live was without at absent: it
-// was made after, on a history that goes through that moment. Names that are not
+// was made after, on a history that goes through that moment. A pack is as old as
+// the intent in its own directory tells, whichever snapshots refer to it; a
+// snapshot that was resumed began with its first attempt. Names that are not
 // understood are not clean.
 func (c *copies) clean(cluster string, o zone.Object, absent catalog.Absent) bool {
 	if id, ok := holdingID(cluster, o.Name); ok {
-		s, known := c.snaps[id]
-		return known && c.after(s.SystemID, s.Timeline, s.StartLSN, absent)
+		in, known := c.begun[id]
+		return known && c.after(in.SystemID, in.Timeline, in.From, absent)
 	}
 	if noRowsRE.MatchString(o.Name) || walNoteRE.MatchString(o.Name) {
 		return true

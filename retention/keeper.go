@@ -63,7 +63,10 @@ type Keeper struct {
 // state is what a Keeper remembers.
 type state struct {
 	Last  time.Time            `json:"last,omitzero"`   // when a plan was last carried out
-	Swept map[string]time.Time `json:"swept,omitempty"` // marks whose result is in the ledger
+	Swept map[string]time.Time `json:"swept,omitempty"` // marks of which nothing is left
+	// Waits are marks of which only what other snapshots need is left, with the
+	// snapshots that stayed then: while these do, there is nothing to look for.
+	Waits map[string]string `json:"waits,omitempty"`
 }
 
 func (k *Keeper) load() (s state, err error) {
@@ -75,6 +78,9 @@ func (k *Keeper) load() (s state, err error) {
 	}
 	if s.Swept == nil {
 		s.Swept = map[string]time.Time{}
+	}
+	if s.Waits == nil {
+		s.Waits = map[string]string{}
 	}
 	if err != nil {
 		err = fmt.Errorf("reading what retention remembers: %w; remove the file to go on without", err)
@@ -124,7 +130,11 @@ func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
 		return in, err
 	}
 	for _, m := range marks.Bodies() {
-		in.Marked = append(in.Marked, m.WAL...)
+		// What a mark that is done left behind, because it was needed then, is marked
+		// again when it no longer is.
+		if _, done := st.Swept[m.ID]; !done && st.Waits[m.ID] == "" {
+			in.Marked = append(in.Marked, m.WAL...)
+		}
 	}
 	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)
 	if err != nil {

@@ -265,9 +265,7 @@ func (p *planner) decide() {
 	for _, s := range p.Snapshots {
 		d := Decision{ID: s.ID, Keep: len(p.why[s.ID]) > 0, Reasons: p.why[s.ID], At: s.FinishedAt.UTC()}
 		limit := p.Policy.KeepAtMost
-		if limit > 0 {
-			d.Expires = s.StartedAt.Add(limit).UTC()
-		}
+		d.Expires = p.Policy.Expires(s)
 		switch over := limit > 0 && !p.Now.Before(d.Expires.Add(-p.Policy.RemovalGrace-p.Policy.Lead)); {
 		case d.Keep && over && !p.must[s.ID]:
 			d.Keep, d.Reasons = false, []string{"keep_at_most " + short(limit)}

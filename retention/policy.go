@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
 )
 
 // Policy is a floor and a ceiling for one cluster. A zero policy keeps everything.
@@ -13,8 +15,11 @@ type Policy struct {
 	// that have snapshots keep their newest one.
 	Hourly, Daily, Weekly, Monthly, Yearly int
 	KeepAtLeast                            time.Duration // since a snapshot's end; 0: the window
-	KeepAtMost                             time.Duration // since a snapshot's start: by then its bytes are gone; 0: no ceiling
+	KeepAtMost                             time.Duration // of any byte, since it was read from live; 0: no ceiling
 	RemovalGrace                           time.Duration // between the mark and the removal
+	// RenewAfter is how old the packs of others may be that a snapshot refers to, at
+	// its start: its bytes are that much older than it is itself.
+	RenewAfter time.Duration
 	// Lead is how long before its ceiling a snapshot is let go, besides the grace:
 	// the time between two runs.
 	Lead time.Duration
@@ -22,7 +27,7 @@ type Policy struct {
 
 func (p Policy) zero() bool {
 	q := p
-	q.RemovalGrace, q.Lead = 0, 0
+	q.RemovalGrace, q.RenewAfter, q.Lead = 0, 0, 0
 	return q == Policy{}
 }
 
@@ -33,13 +38,30 @@ func (p Policy) floor() time.Duration {
 	return p.Window
 }
 
+// Expires is when the bytes of a snapshot are gone at the latest: keep_at_most
+// after the oldest of them, which the snapshot's note tells, or renew_after
+// allows. Zero: never.
+func (p Policy) Expires(s catalog.Snapshot) time.Time {
+	if p.KeepAtMost == 0 {
+		return time.Time{}
+	}
+	oldest := s.StartedAt.Add(-p.RenewAfter)
+	if !s.Oldest.IsZero() {
+		oldest = s.Oldest
+		if s.StartedAt.Before(oldest) {
+			oldest = s.StartedAt
+		}
+	}
+	return oldest.Add(p.KeepAtMost).UTC()
+}
+
 // Check finds what cannot be meant.
 func (p Policy) Check() error {
 	var errs []error
 	for _, d := range []struct {
 		name string
 		d    time.Duration
-	}{{"window", p.Window}, {"keep_at_least", p.KeepAtLeast}, {"keep_at_most", p.KeepAtMost}, {"removal_grace", p.RemovalGrace}} {
+	}{{"window", p.Window}, {"keep_at_least", p.KeepAtLeast}, {"keep_at_most", p.KeepAtMost}, {"removal_grace", p.RemovalGrace}, {"renew_after", p.RenewAfter}} {
 		if d.d < 0 {
 			errs = append(errs, fmt.Errorf("%s is %s, want 0 or more", d.name, d.d))
 		}
@@ -47,8 +69,8 @@ func (p Policy) Check() error {
 	if min(p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly) < 0 {
 		errs = append(errs, errors.New("a count below 0"))
 	}
-	if p.KeepAtMost > 0 && p.KeepAtMost <= max(p.Window, p.floor())+p.RemovalGrace+p.Lead {
-		errs = append(errs, fmt.Errorf("keep_at_most %s leaves no room for window, keep_at_least and removal_grace", p.KeepAtMost))
+	if p.KeepAtMost > 0 && p.KeepAtMost <= max(p.Window, p.floor())+p.RemovalGrace+p.RenewAfter+p.Lead {
+		errs = append(errs, fmt.Errorf("keep_at_most %s leaves no room for window, keep_at_least, renew_after and removal_grace", p.KeepAtMost))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("retention policy: %w", errors.Join(errs...))

@@ -152,7 +152,15 @@ func (r *rig) wal(epoch int, system string, at lsn.LSN) catalog.Ref {
 // take commits a snapshot with its WAL, its pack and, for more, packs of others.
 func (r *rig) take(s catalog.Snapshot, more ...catalog.Ref) catalog.Ref {
 	r.t.Helper()
-	r.note(catalog.IntentName("main", s.ID), catalog.KindIntent, catalog.Intent{Cluster: "main", ID: s.ID, Epoch: s.Epoch, StartedAt: s.StartedAt})
+	r.note(catalog.IntentName("main", s.ID), catalog.KindIntent, catalog.Intent{
+		Cluster: "main", ID: s.ID, Epoch: s.Epoch, StartedAt: s.StartedAt, SystemID: s.SystemID, Timeline: s.Timeline, From: s.StartLSN,
+	})
+	return r.commit(s, more...)
+}
+
+// commit writes what follows a snapshot's intent.
+func (r *rig) commit(s catalog.Snapshot, more ...catalog.Ref) catalog.Ref {
+	r.t.Helper()
 	body := []byte("pack of " + s.ID)
 	pack := r.put(catalog.PackName("main", s.ID, 0, sha256.Sum256(body)), body)
 	s.WAL = []catalog.Ref{r.wal(s.Epoch, s.SystemID, first(s))}

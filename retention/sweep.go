@@ -17,21 +17,23 @@ import (
 type Swept struct {
 	Mark    string            `json:"mark"`
 	Removed int               `json:"removed"` // objects that some zone still had
+	Kept    int               `json:"kept"`    // objects that snapshots which stay need
 	Left    map[string]int    `json:"left"`    // by zone: versions that it retains or could not remove
 	Owed    map[string]string `json:"owed"`    // zones that did not answer, and why
-	Done    bool              `json:"done"`    // every zone's own listing of versions shows nothing of it
+	Done    bool              `json:"done"`    // every zone's own listing of versions shows nothing else of it
 }
 
 // Sweep is the second act: it removes from every zone what due marks name and
 // nothing that stays needs, lists every zone again, and tells the ledger of each
 // mark that is done. What is not done stays due: a zone that is away is owed its
-// removals by the vault's journal, and the next sweep looks again. D3, D4.
+// removals by the vault's journal, and the next sweep looks again. What another
+// snapshot needs goes when that one does, under the same mark. D3, D4, D7.
 func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 	st, err := k.load()
 	if err != nil {
 		return nil, err
 	}
-	s := &sweep{Keeper: k, now: k.Now(), kept: map[string]bool{}}
+	s := &sweep{Keeper: k, now: k.Now(), kept: map[string]bool{}, needed: map[string]bool{}}
 	if err := s.read(ctx, st); err != nil {
 		return nil, fmt.Errorf("sweeping %s: %w", k.Cluster, err)
 	}
@@ -48,16 +50,12 @@ func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 	}
 	var out []Swept
 	for i, m := range s.due {
-		one := Swept{Mark: m.ID, Removed: removed[i].names, Left: left[i].zones, Owed: map[string]string{}}
+		one := Swept{Mark: m.ID, Removed: removed[i].names, Kept: left[i].kept, Left: left[i].zones, Owed: map[string]string{}}
 		for z, err := range s.faults {
 			one.Owed[z] = err.Error()
 		}
 		if one.Done = len(one.Owed) == 0 && len(one.Left) == 0; one.Done {
-			if err := k.conclude(ctx, m, one, s.listed); err != nil {
-				return out, err
-			}
-			st.Swept[m.ID] = s.now
-			if err := k.save(st); err != nil {
+			if err := s.done(ctx, &st, m, one); err != nil {
 				return out, err
 			}
 		}
@@ -66,8 +64,24 @@ func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 	return out, nil
 }
 
+// done tells the ledger of a mark, and remembers that it is done, or until when
+// there is nothing to look for.
+func (s *sweep) done(ctx context.Context, st *state, m catalog.Forgotten, one Swept) error {
+	if _, told := st.Waits[m.ID]; one.Kept == 0 || one.Removed > 0 || !told {
+		if err := s.conclude(ctx, m, one, s.listed); err != nil {
+			return err
+		}
+	}
+	if delete(st.Waits, m.ID); one.Kept > 0 {
+		st.Waits[m.ID] = s.stay
+	} else {
+		st.Swept[m.ID] = s.now
+	}
+	return s.save(*st)
+}
+
 func (k *Keeper) conclude(ctx context.Context, m catalog.Forgotten, one Swept, listed map[string]time.Time) error {
-	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL), Removed: one.Removed, Zones: map[string]string{}}
+	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL), Removed: one.Removed, Kept: one.Kept, Zones: map[string]string{}}
 	for z, at := range listed {
 		body.Zones[z] = stamp(at)
 	}
@@ -84,7 +98,9 @@ type sweep struct {
 	now    time.Time
 	due    []catalog.Forgotten
 	kept   map[string]bool // names of objects
+	needed map[string]bool // ids of snapshots in whose directories some of them are
 	dirs   []string        // of snapshots that stay or may be running
+	stay   string          // the hash of which these are
 	judge  *walJudge
 	files  map[string]File // by the name of the note or object
 	spans  map[catalog.WALSpan]File
@@ -123,11 +139,22 @@ func (s *sweep) read(ctx context.Context, st state) error {
 	if err != nil {
 		return err
 	}
-	return s.protect(ctx, p, snaps, going)
+	kept, lists := s.staying(p, snaps, going)
+	s.due = slices.DeleteFunc(s.due, func(m catalog.Forgotten) bool { return st.Waits[m.ID] == s.stay })
+	if len(s.due) == 0 {
+		return nil
+	}
+	for _, n := range lists {
+		if err := s.keepObjects(ctx, n); err != nil {
+			return err
+		}
+	}
+	return s.protectWAL(ctx, p, kept)
 }
 
-// protect collects what must stay.
-func (s *sweep) protect(ctx context.Context, p *planner, snaps catalog.Snapshots, going map[string]bool) error {
+// staying finds the snapshots that stay, and those whose lists say what else does:
+// the bases of snapshots that are being taken among them.
+func (s *sweep) staying(p *planner, snaps catalog.Snapshots, going map[string]bool) (kept, lists []catalog.Snapshot) {
 	bases := map[string]bool{}
 	for _, h := range p.Holds {
 		going[h.Snapshot] = false
@@ -138,18 +165,22 @@ func (s *sweep) protect(ctx context.Context, p *planner, snaps catalog.Snapshots
 			bases[i.Base] = true
 		}
 	}
-	var kept []catalog.Snapshot
 	for _, n := range snaps.All {
 		if !going[n.Body.ID] {
 			kept = append(kept, n.Body)
-			s.dirs = append(s.dirs, catalog.SnapshotDir(s.Cluster, n.Body.ID))
 		}
 		if !going[n.Body.ID] || bases[n.Body.ID] {
-			if err := s.keepObjects(ctx, n.Body); err != nil {
-				return err
-			}
+			lists = append(lists, n.Body)
+			s.dirs = append(s.dirs, catalog.SnapshotDir(s.Cluster, n.Body.ID))
 		}
 	}
+	slices.Sort(s.dirs)
+	s.stay = catalog.HashNote([]byte(strings.Join(s.dirs, "\n")))
+	return kept, lists
+}
+
+// protectWAL judges the WAL by the snapshots that stay.
+func (s *sweep) protectWAL(ctx context.Context, p *planner, kept []catalog.Snapshot) error {
 	p.Snapshots = kept
 	slices.SortStableFunc(p.Snapshots, older)
 	p.keepWindow()
@@ -166,6 +197,9 @@ func (s *sweep) keepObjects(ctx context.Context, n catalog.Snapshot) error {
 	refs, err := catalog.DecodeObjects(bytes.NewReader(body))
 	for _, r := range refs {
 		s.kept[r.Name] = true
+		if id, ok := holdingID(s.Cluster, r.Name); ok {
+			s.needed[id] = true
+		}
 	}
 	return err
 }
@@ -190,6 +224,7 @@ func (s *sweep) nameFiles(ctx context.Context) error {
 // left counts what a pass found of one mark.
 type left struct {
 	names int
+	kept  int
 	zones map[string]int
 }
 
@@ -215,6 +250,9 @@ func (s *sweep) pass(ctx context.Context, act func(name string)) ([]left, error)
 			for _, o := range objects {
 				if _, ok := names[o.Name]; !ok {
 					names[o.Name] = s.owner(o)
+					if i := s.keeper(o.Name); i >= 0 {
+						found[i].kept++
+					}
 				}
 				if i := names[o.Name]; i >= 0 {
 					found[i].zones[z]++
@@ -233,12 +271,11 @@ func (s *sweep) pass(ctx context.Context, act func(name string)) ([]left, error)
 
 // owner is the due mark under which an object goes, or -1.
 func (s *sweep) owner(o zone.Object) int {
-	if s.kept[o.Name] || slices.ContainsFunc(s.dirs, func(d string) bool { return strings.HasPrefix(o.Name, d) }) {
+	if s.stays(o.Name) {
 		return -1
 	}
-	if rest, ok := strings.CutPrefix(o.Name, catalog.SnapshotsDir(s.Cluster)); ok {
-		id, _, _ := strings.Cut(rest, "/")
-		return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool { return slices.Contains(m.Snapshots, id) })
+	if id, ok := holdingID(s.Cluster, o.Name); ok {
+		return s.markOf(id)
 	}
 	f, ok := s.fileOf(o.Name)
 	if !ok {
@@ -254,6 +291,27 @@ func (s *sweep) owner(o zone.Object) int {
 		return -1
 	}
 	return i
+}
+
+// stays says that a snapshot that stays needs an object. The intent of a directory
+// goes last: it says to the end what the rest is, and of when.
+func (s *sweep) stays(name string) bool {
+	id, ok := holdingID(s.Cluster, name)
+	return s.kept[name] || ok && (s.needed[id] && name == catalog.IntentName(s.Cluster, id) ||
+		slices.Contains(s.dirs, catalog.SnapshotDir(s.Cluster, id)))
+}
+
+// markOf is the due mark of a snapshot, or -1.
+func (s *sweep) markOf(id string) int {
+	return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool { return slices.Contains(m.Snapshots, id) })
+}
+
+// keeper is the due mark under which an object will go once nothing needs it, or -1.
+func (s *sweep) keeper(name string) int {
+	if id, ok := holdingID(s.Cluster, name); ok && s.stays(name) {
+		return s.markOf(id)
+	}
+	return -1
 }
 
 // fileOf tells which archived file an object belongs to: by its note, or by its

@@ -42,14 +42,14 @@ func TestTwoActsRemoveFromEveryZoneAndOnlyAfterTheGrace(t *testing.T) { // D1 to
 	}
 	r.now = noon.Add(day)
 	swept := r.sweep()
-	if len(swept) != 1 || !swept[0].Done || swept[0].Removed == 0 {
+	if len(swept) != 1 || !swept[0].Done || swept[0].Removed == 0 || swept[0].Kept != 2 {
 		t.Fatalf("%+v", swept)
 	}
 	for i := range r.dirs {
 		for _, id := range []string{"snapshots/" + old.ID, ago(8 * day).ID, "dead"} {
 			left := r.names(i, id)
 			if id == "snapshots/"+old.ID {
-				if !slices.Equal(left, []string{shared.Name}) {
+				if !slices.Equal(left, []string{catalog.IntentName("main", old.ID), shared.Name}) {
 					t.Errorf("zone %d: of %s there is %v", i, id, left)
 				}
 			} else if len(left) > 0 {

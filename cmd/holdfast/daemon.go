@@ -201,25 +201,6 @@ func (n *node) watchRPO(ctx context.Context) {
 	}
 }
 
-func (n *node) refreshMarks(ctx context.Context) {
-	for name, p := range n.protectors() {
-		list, err := n.catalog.Forgotten(ctx, name)
-		if err != nil {
-			continue
-		}
-		m := marks{snapshots: map[string]bool{}}
-		for _, f := range list.Bodies() {
-			for _, id := range f.Snapshots {
-				m.snapshots[id] = true
-			}
-			m.spans = append(m.spans, f.WAL...)
-		}
-		n.mu.Lock()
-		p.forgotten = m
-		n.mu.Unlock()
-	}
-}
-
 func (n *node) protectors() map[string]*protected {
 	n.mu.Lock()
 	defer n.mu.Unlock()

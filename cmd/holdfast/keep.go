@@ -52,7 +52,7 @@ func (l keepLedger) AppendAnchored(ctx context.Context, typ string, subject map[
 func policyOf(r configs.Retention) retention.Policy {
 	return retention.Policy{
 		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly,
-		KeepAtLeast: r.KeepAtLeast.Std(), KeepAtMost: r.KeepAtMost.Std(), RemovalGrace: r.RemovalGrace.Std(),
+		KeepAtLeast: r.KeepAtLeast.Std(), KeepAtMost: r.KeepAtMost.Std(), RemovalGrace: r.RemovalGrace.Std(), RenewAfter: r.RenewAfter.Std(),
 		Lead: min(10*time.Minute, r.KeepAtMost.Std()/20),
 	}
 }
@@ -195,6 +195,9 @@ func (e *env) applyRetention(ctx context.Context, cluster string, force bool) er
 			state := "done: no zone shows a version of it"
 			if !s.Done {
 				state = "not done yet"
+			}
+			if s.Kept > 0 {
+				state += fmt.Sprintf(", but for %d objects that snapshots which stay need", s.Kept)
 			}
 			fmt.Fprintf(out, "mark %s: %d objects removed, %s\n", s.Mark, s.Removed, state)
 			for z, why := range s.Owed {

@@ -50,30 +50,6 @@ type session struct {
 	pusher  *snapshot.Pusher // nil in stream mode
 }
 
-// marks are a cluster's forgotten snapshots and WAL, as they were last read.
-type marks struct {
-	snapshots map[string]bool
-	spans     []catalog.WALSpan
-}
-
-// covers says whether a name below clusters/<cluster>/ lies under a mark.
-func (m marks) covers(below string) bool {
-	if rest, ok := strings.CutPrefix(below, "snapshots/"); ok {
-		id, _, _ := strings.Cut(rest, "/")
-		return m.snapshots[id]
-	}
-	e, ok := catalog.ParseWALNote(catalog.ClusterDir("x") + below)
-	if !ok {
-		return false
-	}
-	for _, s := range m.spans {
-		if s.Epoch == e.Epoch && s.Timeline == e.Timeline && e.From >= s.From && e.To <= s.To {
-			return true
-		}
-	}
-	return false
-}
-
 // protect makes the protector of a configured cluster; it does nothing before Run.
 func (n *node) protect(c configs.Cluster) (*protected, error) {
 	dsn, err := dsnOf(c)

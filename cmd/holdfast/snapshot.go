@@ -40,8 +40,8 @@ type snapshotDoc struct {
 	Lineage    int           `json:"lineage"`
 	Major      int           `json:"major"`
 	RawBytes   int64         `json:"raw_bytes"`
-	StoredSize int64         `json:"stored_bytes"`
-	NewBytes   int64         `json:"new_bytes"`
+	StoredSize int64         `json:"stored_bytes"` // of all objects that it needs, older ones included
+	NewBytes   int64         `json:"new_bytes"`    // of those that were made for it
 	Pages      pagesDoc      `json:"pages"`
 	Zones      []zoneHolding `json:"zones"`
 	Suspect    bool          `json:"suspect"`
@@ -80,7 +80,7 @@ func (w *world) snapshotDoc(s catalog.Snapshot, zones []string, proofs []catalog
 	}
 	for _, c := range w.cfg.Clusters {
 		if c.Name == s.Cluster {
-			d.ExpiresAt = s.FinishedAt.Add(c.Retention.KeepAtMost.Std()).UTC()
+			d.ExpiresAt = policyOf(c.Retention).Expires(s)
 		}
 	}
 	return d
@@ -142,12 +142,12 @@ func (d snapshotsDoc) text(w io.Writer) {
 		if s.Suspect {
 			state = "SUSPECT"
 		}
-		rows = append(rows, []string{s.ID, s.Cluster, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), strings.Join(zones, ","), state, clock(s.ProvenAt)})
+		rows = append(rows, []string{s.ID, s.Cluster, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), size(s.StoredSize), strings.Join(zones, ","), state, clock(s.ProvenAt), clock(s.ExpiresAt)})
 	}
 	if len(rows) == 0 {
 		fmt.Fprintln(w, "no snapshots")
 	} else {
-		table(w, "ID\tCLUSTER\tFINISHED\tSTOP\tRAW\tSTORED\tZONES\tPAGES\tPROVEN", rows)
+		table(w, "ID\tCLUSTER\tFINISHED\tSTOP\tRAW\tNEW\tNEEDS\tZONES\tPAGES\tPROVEN\tEXPIRES", rows)
 	}
 	if !d.Complete {
 		fmt.Fprintln(w, "too few zones answered to know that none is missing")
@@ -246,8 +246,9 @@ func (e *env) showSnapshot(ctx context.Context, id string) error {
 		b := s.Body
 		fmt.Fprintf(out, "snapshot   %s (%s, from %s, by node %s)\ncluster    %s, system id %s, PostgreSQL %d\n", b.ID, b.Kind, b.Source, b.Node, b.Cluster, b.SystemID, b.Major)
 		fmt.Fprintf(out, "taken      %s to %s\nWAL        %s to %s on timeline %d, lineage %d\n", clock(b.StartedAt), clock(b.FinishedAt), b.StartLSN, b.StopLSN, b.Timeline, b.Epoch)
-		fmt.Fprintf(out, "size       %s in %d files, stored as %s\npages      %d checked, %d skipped, %d bad\n", size(b.RawBytes), b.Files, size(b.StoredSize), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
-		fmt.Fprintf(out, "zones      %s\nproven     %s\nopened by  %s\n", strings.Join(s.Zones, ", "), clock(doc.ProvenAt), strings.Join(b.Recipients, ", "))
+		fmt.Fprintf(out, "size       %s in %d files, in objects of %s, %s of which were made for it\npages      %d checked, %d skipped, %d bad\n",
+			size(b.RawBytes), b.Files, size(b.StoredSize), size(b.NewBytes), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
+		fmt.Fprintf(out, "zones      %s\nproven     %s\nexpires    %s\nopened by  %s\n", strings.Join(s.Zones, ", "), clock(doc.ProvenAt), clock(doc.ExpiresAt), strings.Join(b.Recipients, ", "))
 		for _, r := range b.Reasons {
 			fmt.Fprintln(out, "suspect:  ", r)
 		}

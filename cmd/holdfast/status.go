@@ -28,6 +28,7 @@ type clusterStatus struct {
 	RTO          measure             `json:"rto"`
 	LastSnapshot *snapshotRef        `json:"last_snapshot,omitempty"`
 	LastProof    *proofRef           `json:"last_proof,omitempty"`
+	Kept         keptDoc             `json:"kept"`
 	Zones        []walZone           `json:"zones"`
 	Incidents    []incident.Incident `json:"incidents"`
 	Missed       []string            `json:"missed"` // objectives that do not hold, in words
@@ -43,6 +44,16 @@ type snapshotRef struct {
 	ID         string    `json:"id"`
 	FinishedAt time.Time `json:"finished_at"`
 	Suspect    bool      `json:"suspect"`
+	StoredSize int64     `json:"stored_bytes"` // of all objects that it needs
+	NewBytes   int64     `json:"new_bytes"`    // of those that were made for it
+}
+
+// keptDoc is what of a cluster is kept.
+type keptDoc struct {
+	Snapshots int       `json:"snapshots"`
+	NewBytes  int64     `json:"new_bytes"`           // of all objects that were made for them
+	Oldest    string    `json:"oldest,omitempty"`    // the one that goes first, by id
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // and when its ceiling is
 }
 
 type proofRef struct {
@@ -107,8 +118,9 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 	}
 	if n := len(snaps.List); n > 0 {
 		s := snaps.List[n-1].Body
-		c.LastSnapshot = &snapshotRef{s.ID, s.FinishedAt.UTC(), s.Suspect}
+		c.LastSnapshot = &snapshotRef{s.ID, s.FinishedAt.UTC(), s.Suspect, s.StoredSize, s.NewBytes}
 	}
+	c.Kept = w.kept(name, snaps.Bodies())
 	proofs, err := w.catalog.Proofs(ctx, name)
 	if err != nil {
 		return c, err
@@ -120,6 +132,21 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 		}
 	}
 	return c, nil
+}
+
+// kept sums up what is kept and says when the first of it must go.
+func (w *world) kept(cluster string, list []catalog.Snapshot) keptDoc {
+	doc := keptDoc{Snapshots: len(list)}
+	for _, s := range list {
+		doc.NewBytes += s.NewBytes
+		for _, c := range w.cfg.Clusters {
+			at := policyOf(c.Retention).Expires(s)
+			if c.Name == cluster && !at.IsZero() && (doc.ExpiresAt.IsZero() || at.Before(doc.ExpiresAt)) {
+				doc.Oldest, doc.ExpiresAt = s.ID, at
+			}
+		}
+	}
+	return doc
 }
 
 func newestProof(list []catalog.Proof) *proofRef {
@@ -184,9 +211,12 @@ func (d statusDoc) text(w io.Writer) {
 		fmt.Fprintf(w, "  RPO            %s (objective %s)\n", c.RPO.text(c.RPO.Measured), c.RPO.text(c.RPO.Objective))
 		fmt.Fprintf(w, "  RTO            objective %s\n", c.RTO.text(c.RTO.Objective))
 		if s := c.LastSnapshot; s != nil {
-			fmt.Fprintf(w, "  last snapshot  %s, %s\n", s.ID, ago(s.FinishedAt, d.At))
+			fmt.Fprintf(w, "  last snapshot  %s, %s; %s were made for it, it needs %s\n", s.ID, ago(s.FinishedAt, d.At), size(s.NewBytes), size(s.StoredSize))
 		} else {
 			fmt.Fprintln(w, "  last snapshot  none")
+		}
+		if k := c.Kept; k.Oldest != "" {
+			fmt.Fprintf(w, "  kept           %s; %s is the first to go, by %s\n", count(k.Snapshots, "snapshot"), k.Oldest, clock(k.ExpiresAt))
 		}
 		if p := c.LastProof; p != nil {
 			fmt.Fprintf(w, "  last proof     %s, %s: %s at %s by drill %s\n", p.Snapshot, ago(p.At, d.At), p.Outcome, p.Level, p.Drill)

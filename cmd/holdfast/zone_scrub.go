@@ -232,22 +232,6 @@ func (w *world) scrubRefs(ctx context.Context) (refs []catalog.Ref, faults []str
 	return refs, faults, nil
 }
 
-// marksOf are a cluster's forgotten snapshots and WAL.
-func (w *world) marksOf(ctx context.Context, cluster string) (marks, error) {
-	m := marks{snapshots: map[string]bool{}}
-	list, err := w.catalog.Forgotten(ctx, cluster)
-	if err != nil {
-		return m, err
-	}
-	for _, f := range list.Bodies() {
-		for _, id := range f.Snapshots {
-			m.snapshots[id] = true
-		}
-		m.spans = append(m.spans, f.WAL...)
-	}
-	return m, nil
-}
-
 // clusterRefs are what a cluster's snapshots and WAL notes name.
 func (w *world) clusterRefs(ctx context.Context, cluster string, m marks) (refs []catalog.Ref, faults []string, err error) {
 	snaps, err := w.catalog.Snapshots(ctx, cluster)

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // The repository's names, the same in every zone (docs/format.md, "Names").
@@ -83,6 +84,18 @@ func PackName(cluster, id string, n int, digest [32]byte) string {
 // MapName names the n-th map object of a snapshot by the SHA-256 of its sealed bytes.
 func MapName(cluster, id string, n int, digest [32]byte) string {
 	return fmt.Sprintf("%smaps/%d-%x.age", SnapshotDir(cluster, id), n, digest)
+}
+
+// BegunAt reads from the name of a snapshot's object when that snapshot was
+// begun, by the clock of its node: the ids of snapshots begin with it.
+func BegunAt(name string) (time.Time, bool) {
+	parts := strings.Split(name, "/")
+	if len(parts) < 5 || parts[0]+"/" != ClustersPrefix || parts[2] != "snapshots" {
+		return time.Time{}, false
+	}
+	id, _, _ := strings.Cut(parts[3], "-")
+	at, err := time.Parse("20060102T150405Z", id)
+	return at, err == nil
 }
 
 // WALDir holds one lineage's WAL of one timeline.

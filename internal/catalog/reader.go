@@ -194,6 +194,9 @@ type Snapshots struct {
 	Forgotten map[string]Forgotten
 	// Intents are snapshots begun and not committed.
 	Intents []Noted[Intent]
+	// Begun are the intents of all whose directories have one, by snapshot id:
+	// committed or not, forgotten or not.
+	Begun map[string]Intent
 	// All is List and the forgotten ones together.
 	All []Noted[Snapshot]
 }
@@ -212,7 +215,7 @@ func (r *Reader) Snapshots(ctx context.Context, cluster string) (Snapshots, erro
 	if err != nil {
 		return Snapshots{}, err
 	}
-	out := Snapshots{Notes: all, Forgotten: map[string]Forgotten{}, All: all.List}
+	out := Snapshots{Notes: all, Forgotten: map[string]Forgotten{}, All: all.List, Begun: map[string]Intent{}}
 	out.Complete = all.Complete && marks.Complete
 	out.Faults = append(out.Faults, marks.Faults...)
 	for _, m := range marks.List {
@@ -230,6 +233,7 @@ func (r *Reader) Snapshots(ctx context.Context, cluster string) (Snapshots, erro
 		}
 	}
 	for _, in := range intents.List {
+		out.Begun[in.Body.ID] = in.Body
 		if !committed[in.Body.ID] {
 			out.Intents = append(out.Intents, in)
 		}

@@ -70,6 +70,11 @@ type Intent struct {
 	StartedAt time.Time `json:"started_at"`
 	// Base is the snapshot whose packs this one may refer to; "" for none.
 	Base string `json:"base,omitempty"`
+	// From is a place in the log, of this system and timeline, of which the packs
+	// hold nothing older. A snapshot that is resumed has the first attempt's.
+	SystemID string  `json:"system_id"`
+	Timeline uint32  `json:"timeline"`
+	From     lsn.LSN `json:"from_lsn"`
 }
 
 // Snapshot is a committed snapshot: the body of snapshot.note, written last.
@@ -102,6 +107,9 @@ type Snapshot struct {
 	Recipients []string  `json:"recipients"`    // SHA-256 (16 hex digits) of each data recipient's text
 	WAL        []Ref     `json:"wal,omitempty"` // what consistency needs, as far as it was archived when this was signed
 	LockUntil  time.Time `json:"lock_until,omitzero"`
+	// Oldest is when the oldest of the snapshots began whose packs or maps this one
+	// refers to: StartedAt where it refers to none. Zero: not told.
+	Oldest time.Time `json:"oldest_at,omitzero"`
 }
 
 // Pages counts what the page checksums said.
