@@ -668,6 +668,8 @@ class Tree:
             "max_logical_replication_workers": "0", "cron.launch_active_jobs": "off",
             "recovery_target_timeline": str(choice.log.legs[-1].timeline),
         }
+        if any(t.get("in_place") for t in self.manifest.head.get("tablespaces") or []):
+            ours["allow_in_place_tablespaces"] = "on"   # recovery wants links alone otherwise
         if choice.stop:
             ours.update(recovery_target_lsn=show(choice.stop), recovery_target_inclusive="off", recovery_target_action="pause")
         with open(os.path.join(self.root, "postgresql.auto.conf"), "a") as f:
