@@ -129,7 +129,7 @@ func (m *member) health() (lastOK time.Time, fault error) {
 func (m *member) score(now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.fault != nil {
+	if m.fault != nil || now.Before(m.ill) {
 		return time.Hour + m.aged(now)
 	}
 	return m.aged(now)

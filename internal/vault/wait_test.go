@@ -70,6 +70,31 @@ func TestAZoneThatHangsIsWaitedForOnceInAWhile(t *testing.T) {
 	})
 }
 
+// The first in order hangs: it is not asked first again.
+func TestReadsPassOverAZoneThatListingsGaveUpOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := build(t, 3, 2, func(c *vault.Config) { c.SlowAfter, c.State = time.Second, "" })
+		const name = "clusters/x/one.age"
+		for _, z := range h.zones {
+			if err := z.Driver.Create(t.Context(), name, body(1), zone.CreateOptions{SHA256: sha256.Sum256(body(1))}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		defer h.zones[0].suspend()()
+		if l, err := h.Reader().List(t.Context(), "clusters/"); err != nil || !l.Complete {
+			t.Fatalf("%+v, %v", l, err)
+		}
+		d := took(func() {
+			if _, err := h.Reader().Get(t.Context(), name, int64(len(body(1))), digest(body(1))); err != nil {
+				t.Error(err)
+			}
+		})
+		if d != 0 {
+			t.Errorf("waited %s", d)
+		}
+	})
+}
+
 // R4: what is not waited for is not counted either.
 func TestAnUnwellZoneIsWaitedForWhereItsAnswerIsNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
