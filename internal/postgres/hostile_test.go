@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"path/filepath"
 	"strings"
@@ -185,6 +186,26 @@ func TestABrokenAnswerIsNoBackup(t *testing.T) {
 		if _, _, err := read(t, honest(whole, m)[:cut]); err == nil {
 			t.Errorf("an answer that ends after %d messages was taken", cut)
 		}
+	}
+}
+
+// C-26: what the server summed up is what must have come.
+func TestAFileThatArrivedOtherThanItWasSentIsNoBackup(t *testing.T) {
+	archive := tarOf(regular("backup_label"), regular("base/1"))
+	var want postgres.ManifestFile
+	want.CRC32C(crc32.Checksum([]byte(label), crc32.MakeTable(crc32.Castagnoli)))
+	summed := func(sum string) []byte {
+		e := strings.TrimSuffix(entry("base/1", len(label)), " }")
+		return manifestOf("1", e+fmt.Sprintf(`, "Checksum-Algorithm": "CRC32C", "Checksum": %q }`, sum))
+	}
+	if _, _, err := read(t, honest(archive, summed(want.Checksum))); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := read(t, honest(archive, summed("00000000"))); err == nil || !strings.Contains(err.Error(), "base/1 did not arrive as the server sent it") {
+		t.Error(err)
+	}
+	if _, _, err := read(t, honest(archive, manifestOf("1", entry("base/2", 1)))); err == nil || !strings.Contains(err.Error(), "did not send it") {
+		t.Error(err)
 	}
 }
 

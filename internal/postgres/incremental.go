@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/holdfast-dr/holdfast/internal/postgres/changemap"
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
@@ -188,15 +189,13 @@ func (p Prior) manifest(w io.Writer, major int) error {
 	return m.Close([]WALRange{{Timeline: p.Timeline, Start: p.Start, End: p.End}})
 }
 
-// summarizes says whether the version has summaries that can be believed: older
-// minors lose truncations of large relations and bits of visibility maps (C-33).
+// summarizes says whether the version has summaries that can be believed (C-33).
 func summarizes(num int, anyMinor bool) error {
-	major := num / 10000
-	switch {
-	case major < 17:
-		return fmt.Errorf("%w: PostgreSQL %d does not summarize WAL, 17 and later do", ErrNoIncremental, major)
-	case !anyMinor && (num < 170011 || major == 18 && num < 180005):
-		return fmt.Errorf("%w: PostgreSQL %d.%d leaves changes out of its WAL summaries: update to 17.11, 18.5 or later", ErrNoIncremental, major, num%10000)
+	if num < 170000 {
+		return fmt.Errorf("%w: PostgreSQL %d does not summarize WAL, 17 and later do", ErrNoIncremental, num/10000)
+	}
+	if err := changemap.TrustSummaries(num); err != nil && !anyMinor {
+		return fmt.Errorf("%w: %w", ErrNoIncremental, err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -68,7 +69,7 @@ func TestWhatStandsInTheWayOfAnIncrementalIsToldFirst(t *testing.T) {
 		gated := good
 		gated.AnyMinor = false
 		if err := postgres.Summarizes(sql.ServerNum(), false); err != nil {
-			refused(t, c, "an old minor", "update to 17.11, 18.5", gated)
+			refused(t, c, "an old minor", "from 17.11 and 18.5", gated)
 		}
 		foreign, future, unknown := good, good, good
 		foreign.SystemID++
@@ -83,6 +84,35 @@ func TestWhatStandsInTheWayOfAnIncrementalIsToldFirst(t *testing.T) {
 		}
 		refused(t, c, "summaries missing", "summaries", good)
 	}
+}
+
+// C-28: a standby that has replayed no checkpoint since the prior backup refuses, and
+// sends what changed once it has.
+func TestAStandbySendsAnIncrementalOnceItHasMovedOn(t *testing.T) {
+	c := pgtest.Start(t, pgtest.WithMajor(slices.Max(summarizing())), pgtest.WithSetting("autovacuum", "off"))
+	c.Exec("CREATE TABLE t AS SELECT g AS id, repeat('x', 100) AS body FROM generate_series(1, 20000) g")
+	c.Exec("VACUUM t") // sets hint bits, which would change every page later
+	s := c.Standby(t, "summarize_wal = on")
+	c.Exec("CHECKPOINT")
+	s.AwaitReplay(c.LSN())
+	first := filepath.Join(s.Mkdir("first"), "data")
+	r, b := backup(t, s, first, nil, "")
+	prior := priorOf(t, s, r, b.folder)
+	early := *prior
+	early.End += 1 << 20
+	refused(t, s, "a standby that stands still", "final timeline 1", early)
+	c.Exec("UPDATE t SET body = 'new' WHERE id % 1000 = 0")
+	c.Exec("CHECKPOINT")
+	s.AwaitReplay(c.LSN())
+	second := filepath.Join(s.Mkdir("second"), "data")
+	_, b2 := backup(t, s, second, prior, first)
+	path := pgtest.Value[string](c, "SELECT pg_relation_filepath('t')")
+	if n := len(b2.came[path].Blocks); n == 0 || n > 100 {
+		t.Errorf("%d blocks of the table came", n)
+	}
+	whole := filepath.Join(s.Mkdir("whole"), "data")
+	backup(t, s, whole, nil, "")
+	sameRelations(t, second, whole, false)
 }
 
 // What fails on our side is no reason to take a whole backup instead.

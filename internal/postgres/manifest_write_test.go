@@ -50,9 +50,10 @@ var sums = map[string]func(*postgres.ManifestFile, []byte){
 }
 
 // C-26, C-70: PostgreSQL's own verifier accepts what we say of a copy, in each form
-// of checksum, with a name that is not UTF-8; and refuses the copy once it is spoilt.
+// of checksum, with a tablespace and a name that is not UTF-8; and refuses the copy once it is spoilt.
 func TestPgVerifybackupTakesOurManifest(t *testing.T) {
-	c := pgtest.Start(t, pgtest.WithMajor(15), pgtest.WithSetting("archive_mode", "off"))
+	c := pgtest.Start(t, pgtest.WithMajor(15), pgtest.WithTablespace())
+	c.Exec("CREATE TABLE away TABLESPACE side AS SELECT 1")
 	c.Exec("CREATE TABLE kept AS SELECT g FROM generate_series(1, 5000) g")
 	spoilt := pgtest.Value[string](c, "SELECT pg_relation_filepath('kept')")
 	dir := filepath.Join(c.Mkdir("copy"), "data")
