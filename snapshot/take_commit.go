@@ -60,16 +60,20 @@ func (t *take) putPack(ctx context.Context, n int, body []byte, sum [32]byte) (c
 }
 
 // commit writes the manifest, the list, and last the note (W3 to W5).
-func (t *take) commit(ctx context.Context) (catalog.Snapshot, error) {
+func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) {
 	s, err := t.summary(ctx)
 	if err != nil {
 		return s, err
 	}
-	if s.Manifest, err = t.putManifest(ctx); err != nil {
+	packs, maps := m.packs(), m.number()
+	if s.Manifest, err = t.putManifest(ctx, packs, maps); err != nil {
 		return s, fmt.Errorf("write the manifest: %w", err)
 	}
 	refs := append([]catalog.Ref{s.Manifest}, s.WAL...)
-	for _, p := range t.pack.packs {
+	for _, p := range packs {
+		refs = append(refs, p.Ref)
+	}
+	for _, p := range maps {
 		refs = append(refs, p.Ref)
 	}
 	list, err := catalog.EncodeObjects(refs)
@@ -80,6 +84,9 @@ func (t *take) commit(ctx context.Context) (catalog.Snapshot, error) {
 		return s, fmt.Errorf("write the list of objects: %w", err)
 	}
 	s.NewBytes = t.pack.stored + s.Manifest.Size + s.Objects.Size
+	for _, p := range m.maps {
+		s.NewBytes += p.Ref.Size
+	}
 	s.StoredSize = s.Objects.Size
 	for _, r := range refs {
 		s.StoredSize += r.Size
@@ -94,7 +101,7 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 		Cluster: t.cfg.Cluster, ID: t.id, Kind: "physical", Source: t.cfg.Source, Node: t.cfg.Node, Epoch: t.cfg.Epoch,
 		SystemID: f.SystemID, Major: f.Major, ServerNum: f.ServerNum, Timeline: f.Timeline,
 		StartLSN: f.StartLSN, StopLSN: f.StopLSN, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
-		SegSize: f.WALSegSize, RawBytes: t.done, Files: int64(len(t.files)), Pages: t.judge(),
+		SegSize: f.WALSegSize, RawBytes: t.raw, Files: int64(len(t.files)), Pages: t.judge(),
 		Recipients: t.cfg.Fingerprints, LockUntil: t.cfg.LockUntil,
 	}
 	slices.Sort(t.reasons) // workers note them in any order
@@ -110,9 +117,9 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 	return s, nil
 }
 
-// putManifest seals the manifest to whoever reads the index or the data.
-func (t *take) putManifest(ctx context.Context) (catalog.Ref, error) {
-	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
+// putManifest seals the manifest to whoever reads the index or the data. The files
+// are in the order of their paths.
+func (t *take) putManifest(ctx context.Context, packs []catalog.ManifestPack, maps []catalog.ManifestMap) (catalog.Ref, error) {
 	var body bytes.Buffer
 	w, err := seal.NewBlobWriter(&body, t.cfg.readers())
 	if err != nil {
@@ -122,17 +129,18 @@ func (t *take) putManifest(ctx context.Context) (catalog.Ref, error) {
 	if err != nil {
 		return catalog.Ref{}, err
 	}
-	for _, p := range t.pack.packs {
-		if err := m.Pack(p); err != nil {
-			return catalog.Ref{}, err
-		}
+	for _, p := range packs {
+		err = errors.Join(err, m.Pack(p))
+	}
+	for _, p := range maps {
+		err = errors.Join(err, m.Map(p))
 	}
 	for _, f := range t.files {
-		if err := m.File(f.entry()); err != nil {
-			return catalog.Ref{}, err
+		if err == nil {
+			err = m.File(f.entry())
 		}
 	}
-	if err := errors.Join(m.Close(), w.Close()); err != nil {
+	if err := errors.Join(err, m.Close(), w.Close()); err != nil {
 		return catalog.Ref{}, err
 	}
 	return t.put(ctx, catalog.ManifestName(t.cfg.Cluster, t.id), body.Bytes())
