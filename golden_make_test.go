@@ -128,6 +128,12 @@ func (m *maker) note(name, kind string, body any) catalog.Ref {
 	return m.sealed("zone/"+name, must(seal.SignNote(kind, body, m.signer))(m.t))
 }
 
+// goldenChanges is what both pieces of WAL say has changed.
+var goldenChanges = []walrec.ForkChanges{
+	{Relation: walrec.Relation{Tablespace: 1663, Database: 5, Node: 1259}, From: walrec.NoBlock, Blocks: []uint32{1}},
+	{Relation: walrec.Relation{Tablespace: 1663, Database: 5, Node: 1261}, From: 0, Blocks: []uint32{}},
+}
+
 // wal is two slices of one segment, the second with two commits.
 func (m *maker) wal() (refs []catalog.Ref) {
 	const segment = "000000010000000000000001"
@@ -152,6 +158,8 @@ func (m *maker) wal() (refs []catalog.Ref) {
 			n.FirstTime, n.LastTime = ix.Commits[0].Time, ix.Commits[1].Time
 			ix.FirstTime, ix.LastTime = n.FirstTime, n.LastTime
 		}
+		changes := must(walrec.NewChanges(from, n.To, goldenChanges))(m.t)
+		ix.Changes = &changes
 		n.Index = m.sealed("zone/"+catalog.WALIndexName(name), must(seal.SealBlob(must(json.Marshal(ix))(m.t), m.index))(m.t))
 		refs = append(refs, n.Object, n.Index, m.note(catalog.WALNoteName(goldenCluster, 1, 1, uint64(from), uint64(n.To), mac[:8]), catalog.KindWAL, n))
 	}
@@ -173,7 +181,7 @@ type taken struct {
 func (m *maker) snapshot(id string, number int64, base *taken, start, stop lsn.LSN, wal []catalog.Ref) *taken {
 	s := &taken{id: id, leaves: map[string][]catalog.Leaf{}}
 	at := goldenStart.Add(time.Duration(number-1) * time.Hour)
-	intent := catalog.Intent{Cluster: goldenCluster, ID: id, Epoch: 1, Node: "db1", StartedAt: at}
+	intent := catalog.Intent{Cluster: goldenCluster, ID: id, Epoch: 1, Node: "db1", StartedAt: at, SystemID: goldenSystem, Timeline: 1, From: start}
 	s.man.Header = goldenHeader(id, start, stop, at)
 	if base != nil {
 		intent.Base, s.man.Header.Base = base.id, base.id
@@ -355,7 +363,7 @@ func (m *maker) commit(s *taken, number int64, base *taken, start, stop lsn.LSN,
 		Link: catalog.Link{Number: number}, Cluster: goldenCluster, ID: s.id, Kind: "physical", Source: "files", Node: "db1", Epoch: 1, SystemID: goldenSystem,
 		Major: 15, ServerNum: 150014, Timeline: 1, StartLSN: start, StopLSN: stop, StartedAt: at, FinishedAt: at.Add(time.Second), SegSize: goldenSegment,
 		Files: int64(len(s.man.Files)), Manifest: ref, Objects: m.sealed("zone/"+catalog.ObjectsName(goldenCluster, s.id), must(catalog.EncodeObjects(refs))(m.t)),
-		Recipients: []string{"0123456789abcdef"},
+		Recipients: []string{"0123456789abcdef"}, Oldest: goldenStart,
 	}
 	if base != nil {
 		n.Prev = hexSum(must(os.ReadFile(filepath.Join(m.dir, "zone", catalog.SnapshotName(goldenCluster, base.id))))(m.t))

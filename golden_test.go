@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
+	"github.com/holdfast-dr/holdfast/internal/postgres/walrec"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
@@ -150,6 +152,14 @@ func TestTheGoldenWALAndTombstoneReadAsOnTheDayTheyWereMade(t *testing.T) {
 		data := must(seal.OpenFile(g.get(w.Object), g.ids, 1<<20))(t)
 		if hexSum(data) != w.Raw || w.LastRecordEnd != w.From+0xFF0 {
 			t.Errorf("%+v holds other bytes", w)
+		}
+		var ix walrec.Index
+		if err := json.Unmarshal(g.blob(w.Index), &ix); err != nil || ix.To != w.To || len(ix.Commits) != 2*i || !ix.LastTime.Equal(w.LastTime) {
+			t.Errorf("index %+v, %v", ix, err)
+		}
+		var changed []walrec.ForkChanges
+		if err := ix.Changes.Each(func(f walrec.ForkChanges) error { changed = append(changed, f); return nil }); err != nil || !reflect.DeepEqual(changed, goldenChanges) {
+			t.Errorf("changed blocks %+v, %v", changed, err)
 		}
 		called := fmt.Sprintf("%s.%08X-%08X", w.File, i*0x1000, (i+1)*0x1000)
 		mac := keys.MAC("wal", []byte(w.SystemID), []byte("1"), []byte("00000001"), []byte(called), data)
