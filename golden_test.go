@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -198,6 +200,25 @@ func TestGoldenMapsAndListsAreWrittenByteForByteAsThen(t *testing.T) {
 		if !bytes.Equal(b.Bytes(), plain) {
 			t.Errorf("map %d is now\n% x, was\n% x", i, b.Bytes(), plain)
 		}
+	}
+}
+
+// A line is an offset, bytes (a … where some are left out) and what they mean.
+func TestTheFormatsWalkThroughIsOfTheGoldenMapObject(t *testing.T) {
+	g := openGolden(t)
+	_, manifests := g.snapshots()
+	plain, seen := g.blob(manifests[1].Maps[1].Ref), 0
+	lines := regexp.MustCompile(`(?m)^([0-9a-f]{4})  ([0-9a-f]+)(…?) `).FindAllStringSubmatch(string(must(os.ReadFile("docs/format.md"))(t)), -1)
+	for _, l := range lines {
+		at := must(strconv.ParseUint(l[1], 16, 32))(t)
+		want := must(hex.DecodeString(l[2]))(t)
+		if !bytes.HasPrefix(plain[at:], want) || seen > int(at) {
+			t.Errorf("docs/format.md shows %s at %s, there is % x", l[2], l[1], plain[at:int(at)+len(want)])
+		}
+		seen = int(at) + len(want)
+	}
+	if len(lines) < 20 {
+		t.Errorf("docs/format.md shows %d pieces of a map object", len(lines))
 	}
 }
 

@@ -453,11 +453,11 @@ class Manifest:
                     if self.head["format"] != 1:
                         fail(f"{ref['name']} is of format {self.head['format']}, and this script reads format 1: use a newer one")
                     continue
-                (kind, e), = json.loads(line).items()
-                if kind == "end":
-                    end = e
-                else:
-                    {"pack": self.packs, "map": self.maps, "file": self.files}[kind].append(e)
+                for kind, e in json.loads(line).items():
+                    if kind == "end":
+                        end = e
+                    else:
+                        {"pack": self.packs, "map": self.maps, "file": self.files}.get(kind, []).append(e)
         if end is None or (end["packs"], end.get("maps", 0), end["files"]) != (len(self.packs), len(self.maps), len(self.files)):
             fail(f"{ref['name']} was cut off")
 
