@@ -152,9 +152,6 @@ func (d *deep) file(ctx context.Context, maps *catalog.MapSet, f *catalog.Manife
 	name, _ := datadir.ParseRelation(f.Path)
 	place := uint32(len(d.files))
 	d.files = append(d.files, checkedFile{f.Path, name.Segment * page.SegmentBlocks, sums && f.Kind == catalog.FileRelation, f.Bad})
-	if f.SHA256 != "" {
-		return d.extents(f, place)
-	}
 	var local error
 	err := maps.Leaves(ctx, *f, func(first int64, l catalog.Leaf) error {
 		local = d.leaf(f, place, first, l)
@@ -195,23 +192,6 @@ func (d *deep) zeros(place uint32, blocks int64) {
 	if d.files[place].pages {
 		d.report.Pages.Checked += blocks
 	}
-}
-
-// extents is for manifests that place a file's bytes themselves.
-func (d *deep) extents(f *catalog.ManifestFile, place uint32) error {
-	var at int64
-	for _, e := range f.Extents {
-		x := d.packs[e.Pack].Frames[e.Frame]
-		g := fragment{pack: uint32(e.Pack), off: x.Off, len: uint32(x.Len), raw: uint32(x.Raw), file: place, at: at, n: uint32(e.Len), in: uint32(e.Off)}
-		if err := g.digest(x.SHA256); err != nil {
-			return err
-		}
-		if err := d.shelf.put(g); err != nil {
-			return err
-		}
-		at += int64(e.Len)
-	}
-	return nil
 }
 
 // listed wants every object that the manifest names on the list, by which alone

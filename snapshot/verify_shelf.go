@@ -35,15 +35,6 @@ func (x fragment) frame() seal.Frame {
 	return seal.Frame{Off: x.off, Len: int64(x.len), Raw: int(x.raw), SHA256: hex.EncodeToString(x.sum[:])}
 }
 
-func (x *fragment) digest(text string) error {
-	b, err := hex.DecodeString(text)
-	if err == nil && len(b) != len(x.sum) {
-		err = hex.ErrLength
-	}
-	copy(x.sum[:], b)
-	return err
-}
-
 func (x fragment) append(b []byte) []byte {
 	le := binary.LittleEndian
 	b = le.AppendUint32(b, x.pack)
