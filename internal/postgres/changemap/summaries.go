@@ -123,13 +123,11 @@ func (s Summaries) read(ctx context.Context, b *Builder, one summary) error {
 		return err
 	}
 	f := walrec.ForkChanges{From: walrec.NoBlock}
-	flush := func() error {
-		if f.Node == 0 && f.Database == 0 || f.Fork != walrec.MainFork && f.Fork != walrec.InitFork {
-			f.Blocks = f.Blocks[:0]
-			return nil
+	flush := func() (err error) {
+		if f.Database|f.Tablespace != 0 && (f.Fork == walrec.MainFork || f.Fork == walrec.InitFork) {
+			slices.Sort(f.Blocks)
+			err = b.m.add(f)
 		}
-		slices.Sort(f.Blocks)
-		err := b.m.add(f)
 		f.From, f.Blocks = walrec.NoBlock, f.Blocks[:0]
 		return err
 	}

@@ -143,7 +143,7 @@ func TestBlockReferencesAreThoseOfPgWalinspect(t *testing.T) {
 			c := churned(t, major)
 			from, wal := segments(t, c, 1)
 			rows := c.Query(fmt.Sprintf(`SELECT start_lsn::text, reltablespace, reldatabase, relfilenode, relforknumber, relblocknumber, block_fpi_length > 0
-				FROM pg_get_wal_block_info('%s', '%s') w ORDER BY w.start_lsn, w.block_id`, from+longHeader, from+lsn.LSN(len(wal))))
+				FROM pg_get_wal_block_info('%s', '%s', false) w ORDER BY w.start_lsn, w.block_id`, from+longHeader, from+lsn.LSN(len(wal))))
 			want := make([]refLine, 0, len(rows))
 			for _, row := range rows {
 				at, _ := lsn.Parse(row[0].(string))
