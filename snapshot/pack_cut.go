@@ -65,20 +65,14 @@ type piece struct {
 	first, count int64
 	r            io.Reader
 	check        *page.Verifier // nil where there are no pages to check
-	known        known          // nil: nothing is known of it
-}
-
-// known tells what older snapshots hold of a stretch of a file.
-type known interface {
-	// leaf is what is known of the leaf that begins at a block; false: nothing.
-	leaf(first int64) (oldLeaf, bool)
+	old          []*oldLeaf     // what is known of its leaves, as far as something is
 }
 
 // piece brings what is new in p into chunks.
 func (c *cutter) piece(p piece) error {
 	end := p.first + p.count
 	// A new file does not begin at the end of a frame that it does not fit into.
-	if bytes := min(end*page.Size, p.f.size) - p.first*page.Size; p.known == nil && bytes > int64(seal.MaxFrame-len(c.cur.raw)) {
+	if bytes := min(end*page.Size, p.f.size) - p.first*page.Size; len(p.old) == 0 && bytes > int64(seal.MaxFrame-len(c.cur.raw)) {
 		if err := c.flush(); err != nil {
 			return err
 		}
@@ -93,10 +87,8 @@ func (c *cutter) piece(p piece) error {
 
 func (c *cutter) oneLeaf(p piece, first int64, blocks int) error {
 	c.leaf, c.frame = newLeafMaker(p.f, first, blocks), -1
-	if p.known != nil {
-		if old, ok := p.known.leaf(first); ok {
-			c.leaf.old = &old
-		}
+	if n := (first - p.first) / catalog.LeafBlocks; n < int64(len(p.old)) {
+		c.leaf.old = p.old[n]
 	}
 	for i := 0; i < blocks; {
 		n, err := c.window(p, i, blocks)

@@ -119,7 +119,7 @@ func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) erro
 			cut := t.lane(ctx)
 			for n := next.Add(1) - 1; n < int64(len(work)); n = next.Add(1) - 1 {
 				for _, s := range work[n] {
-					if err := t.copyStretch(cut, s, start); err != nil {
+					if err := t.copyStretch(ctx, cut, s, start); err != nil {
 						return err
 					}
 				}
@@ -132,7 +132,7 @@ func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) erro
 	}
 	for _, b := range work {
 		for _, s := range b {
-			if s.first == 0 && !s.f.gone.Load() {
+			if s.first == 0 {
 				t.keep(s.f)
 			}
 		}
@@ -180,7 +180,7 @@ func (t *take) frame(comp *seal.Compressor, c *chunk) error {
 
 // copyStretch copies a part of a file as it was when it was listed; one that is
 // gone since is left out, for the WAL tells its end (C-16).
-func (t *take) copyStretch(cut *cutter, s stretch, start lsn.LSN) error {
+func (t *take) copyStretch(ctx context.Context, cut *cutter, s stretch, start lsn.LSN) error {
 	r, err := datadir.OpenFile(s.d)
 	if errors.Is(err, datadir.ErrVanished) {
 		s.f.gone.Store(true)
@@ -199,7 +199,11 @@ func (t *take) copyStretch(cut *cutter, s stretch, start lsn.LSN) error {
 	defer func() { _ = r.Close() }() // it was only read
 	r.Seek(s.offset())
 	check := s.f.verifier(start, r.Reread)
-	if err := cut.piece(piece{f: s.f, first: s.first, count: s.count, r: r, check: check}); err != nil {
+	old, err := t.base.leaves(ctx, s.f.base, s.first, s.first+s.count)
+	if err != nil {
+		return err
+	}
+	if err := cut.piece(piece{f: s.f, first: s.first, count: s.count, r: r, check: check, old: old}); err != nil {
 		return err
 	}
 	t.checked(s.f, check, s.count*page.Size)
@@ -218,17 +222,21 @@ func (t *take) copyControl(ctx context.Context, dir string, layout datadir.Layou
 		return err
 	}
 	cut := t.lane(ctx)
-	if err := t.copyBytes(cut, layout.Files[i], data); err != nil {
+	if err := t.copyBytes(ctx, cut, layout.Files[i], data); err != nil {
 		return err
 	}
 	return cut.flush()
 }
 
 // copyBytes copies a file that is in memory.
-func (t *take) copyBytes(cut *cutter, d datadir.File, data []byte) error {
+func (t *take) copyBytes(ctx context.Context, cut *cutter, d datadir.File, data []byte) error {
 	d.Size = int64(len(data))
 	f := t.newFile(d)
-	if err := cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data)}); err != nil {
+	old, err := t.base.leaves(ctx, f.base, 0, f.blocks())
+	if err != nil {
+		return err
+	}
+	if err := cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data), old: old}); err != nil {
 		return err
 	}
 	t.keep(f)

@@ -121,7 +121,7 @@ type streamSink struct {
 }
 
 // File implements postgres.Sink.
-func (s *streamSink) File(_ context.Context, h postgres.FileHeader, r io.Reader) error {
+func (s *streamSink) File(ctx context.Context, h postgres.FileHeader, r io.Reader) error {
 	if s.t.unnameable(h.Path) {
 		_, err := io.Copy(io.Discard, r)
 		return err
@@ -145,7 +145,11 @@ func (s *streamSink) File(_ context.Context, h postgres.FileHeader, r io.Reader)
 	f := s.t.newFile(d)
 	check := f.verifier(s.start, nil)
 	sum := sha256.New()
-	if err := s.cut.piece(piece{f: f, count: f.blocks(), r: io.TeeReader(r, sum), check: check}); err != nil {
+	old, err := s.t.base.leaves(ctx, f.base, 0, f.blocks())
+	if err != nil {
+		return err
+	}
+	if err := s.cut.piece(piece{f: f, count: f.blocks(), r: io.TeeReader(r, sum), check: check, old: old}); err != nil {
 		return err
 	}
 	s.sums[h.Path] = [32]byte(sum.Sum(nil))
@@ -245,7 +249,7 @@ func (t *take) configBeside(ctx context.Context) error {
 			continue
 		}
 		d := datadir.File{Path: name, Mode: 0o600, ModTime: at, Kind: datadir.Other, Outside: true}
-		if err := t.copyBytes(cut, d, data); err != nil {
+		if err := t.copyBytes(ctx, cut, d, data); err != nil {
 			return err
 		}
 	}

@@ -33,6 +33,7 @@ const (
 // Store is what [Take] needs of the vault.
 type Store interface {
 	catalog.Source
+	Get(ctx context.Context, name string, size int64, sha256 string) ([]byte, error)
 	Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error)
 	PutNote(ctx context.Context, name string, body []byte, refs []vault.Need, opt vault.PutOptions) (vault.Stored, error)
 }
@@ -74,6 +75,13 @@ type TakeConfig struct {
 	State string
 	// Keys make the digests of blocks, by which the next snapshot tells what changed.
 	Keys seal.DigestKeys
+	// Identities open manifests and page maps. Without them, or with Full, nothing
+	// is compared and every block is stored.
+	Identities []age.Identity
+	Full       bool
+	// RenewAfter is the age from which on no pack is referred to; 0: any.
+	RenewAfter time.Duration
+	Catalog    *catalog.Reader // of Store and Trust; nil: one of its own
 
 	WAL WALWaiter
 	// WALRefs names the archived objects that hold the WAL from one position to
@@ -83,13 +91,9 @@ type TakeConfig struct {
 	// ArchiveCheck is how soon after the start all WAL before it must be durable
 	// (2 min, C-8), WALTimeout how long to wait for the rest at the end (1 h).
 	ArchiveCheck, WALTimeout time.Duration
-	// Keep is asked before the commit whether the older snapshots that this one
-	// refers to are still kept; nil: it refers to none (W5).
-	Keep func(ctx context.Context) error
-
-	Progress func(Progress) // called often, by several goroutines, never at once
-	Log      *zap.Logger
-	Now      func() time.Time
+	Progress                 func(Progress) // called often, by several goroutines, never at once
+	Log                      *zap.Logger
+	Now                      func() time.Time
 }
 
 // Progress is how far a Take has come.
@@ -136,6 +140,9 @@ func (c *TakeConfig) fill() {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Catalog == nil {
+		c.Catalog = catalog.NewReader(c.Store, c.Trust)
 	}
 	if c.Progress == nil {
 		c.Progress = func(Progress) {}
@@ -211,6 +218,10 @@ func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
 		return catalog.Snapshot{}, err
 	}
 	defer t.closeSpool()
+	if err := t.openBase(ctx); err != nil {
+		return catalog.Snapshot{}, err
+	}
+	defer t.closeBase()
 	if err := t.putIntent(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}

@@ -23,7 +23,7 @@ func (t *take) putIntent(ctx context.Context) error {
 		return err
 	}
 	body, err := seal.SignNote(catalog.KindIntent, catalog.Intent{
-		Cluster: t.cfg.Cluster, ID: t.id, Epoch: t.cfg.Epoch, Node: t.cfg.Node, StartedAt: t.startedAt,
+		Cluster: t.cfg.Cluster, ID: t.id, Epoch: t.cfg.Epoch, Node: t.cfg.Node, StartedAt: t.startedAt, Base: t.header.Base,
 		SystemID: t.srv.facts.SystemID, Timeline: t.srv.facts.Timeline, From: from,
 	}, t.cfg.Signer)
 	if err != nil {
@@ -66,6 +66,7 @@ func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) 
 		return s, err
 	}
 	packs, maps := m.packs(), m.number()
+	s.Oldest = oldest(t.startedAt, packs, maps)
 	if s.Manifest, err = t.putManifest(ctx, packs, maps); err != nil {
 		return s, fmt.Errorf("write the manifest: %w", err)
 	}
@@ -91,7 +92,11 @@ func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) 
 	for _, r := range refs {
 		s.StoredSize += r.Size
 	}
-	return s, t.putNote(ctx, &s, refs)
+	if err := t.putNote(ctx, &s, refs); err != nil {
+		return s, err
+	}
+	t.prune(maps)
+	return s, nil
 }
 
 // summary is the note's body as far as it is known before the manifest.
@@ -148,10 +153,8 @@ func (t *take) putManifest(ctx context.Context, packs []catalog.ManifestPack, ma
 
 // putNote commits: in each zone only when that zone holds every object.
 func (t *take) putNote(ctx context.Context, s *catalog.Snapshot, refs []catalog.Ref) error {
-	if t.cfg.Keep != nil {
-		if err := t.cfg.Keep(ctx); err != nil {
-			return fmt.Errorf("look again at the older snapshots that this one refers to: %w", err)
-		}
+	if err := t.kept(ctx); err != nil {
+		return err
 	}
 	var err error
 	if s.Link, err = NextLink(ctx, t.cfg.Store, t.cfg.Trust, s.Cluster, s.Node, s.Epoch); err != nil {

@@ -213,10 +213,22 @@ func TestForgottenBaseEndsTheSnapshotBeforeItsNote(t *testing.T) { // W5
 	pg := startPG(t)
 	r := newRig(t)
 	cfg := r.config(pg, SourceFiles)
-	forgotten := errors.New("the base is marked")
-	cfg.Keep = func(context.Context) error { return forgotten }
-	if _, err := Take(t.Context(), cfg); !errors.Is(err, forgotten) || len(r.notes()) > 0 {
-		t.Errorf("got %v, notes in %v", err, r.notes())
+	first := r.take(cfg)
+	cfg.Progress = func(p Progress) {
+		if p.Step != "commit" {
+			return
+		}
+		body, err := seal.SignNote(catalog.KindForgotten, catalog.Forgotten{Cluster: "main", ID: "mark", Snapshots: []string{first.ID}}, r.signer)
+		noErr(t, err)
+		_, err = r.vault.Writer().Put(t.Context(), catalog.ForgottenName("main", "mark"), body, putOptions)
+		noErr(t, err)
+	}
+	if _, err := Take(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "marked for removal") || len(r.notes()) != 3 {
+		t.Errorf("got %v, notes in %v: want the first snapshot's alone", err, r.notes())
+	}
+	cfg.Progress = nil
+	if m := r.manifest(r.take(cfg)); m.Header.Base != "" {
+		t.Errorf("the next one is compared with %s, which is marked", m.Header.Base)
 	}
 }
 

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -22,7 +23,8 @@ type file struct {
 	main    bool   // a relation's main fork: its pages may have holes
 	sums    int    // pg_control's data_checksum_version when the backup began
 
-	leaves []leafPlace // by number; each worker fills its own
+	base   *catalog.ManifestFile // what the base holds under the path; nil: nothing
+	leaves []leafPlace           // by number; each worker fills its own
 	refs   []catalog.LeafRef
 	bad    []int64 // blocks of this file, the first hundred
 	gone   atomic.Bool
@@ -39,7 +41,7 @@ type leafPlace struct {
 func (t *take) newFile(d datadir.File) *file {
 	f := &file{
 		path: d.Path, mode: uint32(d.Mode.Perm()), mtime: d.ModTime.UTC(), outside: d.Outside, size: d.Size,
-		sums: t.header.Facts.ChecksumsStart,
+		sums: t.header.Facts.ChecksumsStart, base: t.base.file(d.Path),
 	}
 	switch d.Kind {
 	case datadir.Relation:
@@ -51,6 +53,14 @@ func (t *take) newFile(d datadir.File) *file {
 	}
 	f.leaves = make([]leafPlace, (f.blocks()+catalog.LeafBlocks-1)/catalog.LeafBlocks)
 	return f
+}
+
+// same says that all leaves are those of the base.
+func (f *file) same() bool {
+	if f.base.Size != f.size {
+		return false
+	}
+	return !slices.ContainsFunc(f.leaves, func(p leafPlace) bool { return p.base == 0 })
 }
 
 func (f *file) blocks() int64 { return (f.size + page.Size - 1) / page.Size }

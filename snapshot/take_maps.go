@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,31 +20,71 @@ type mapper struct {
 	leaves  int64                 // bytes of leaves in the builder
 	maps    []catalog.ManifestMap // this snapshot's own
 	live    map[uint32]int64      // by pack, marked with basePack where it is the base's
-	plain   map[string]string     // by SHA-256 of the sealed bytes, the plaintext's file
 }
 
 // putMaps brings the page maps of all files into the quorum. All packs are there.
 func (t *take) putMaps(ctx context.Context) (*mapper, error) {
-	m := &mapper{t: t, ctx: ctx, builder: catalog.NewMapBuilder(), live: t.base.live()}
+	m := &mapper{t: t, ctx: ctx, builder: catalog.NewMapBuilder(), live: map[uint32]int64{}}
 	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
+	if err := m.dropped(); err != nil {
+		return nil, err
+	}
 	for _, f := range t.files {
 		if err := m.file(f); err != nil {
 			return nil, fmt.Errorf("write the page map of %s: %w", f.path, err)
 		}
 	}
-	if m.builder.Size() > 0 && m.leaves > 0 {
-		return m, m.flush()
+	if m.leaves == 0 {
+		return m, nil
 	}
-	return m, nil
+	return m, m.flush()
+}
+
+// dropped counts what the base has in use, but for the files that are gone.
+func (m *mapper) dropped() error {
+	b := m.t.base
+	if b == nil {
+		return nil
+	}
+	for i, p := range b.manifest.Packs {
+		m.live[uint32(i)|basePack] = p.Live
+	}
+	for i := range b.manifest.Files {
+		f := &b.manifest.Files[i]
+		if b.taken[i] {
+			continue
+		}
+		if err := m.drop(f, func(int64) bool { return true }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drop takes the leaves that are gone out of what the base has in use.
+func (m *mapper) drop(f *catalog.ManifestFile, gone func(n int64) bool) error {
+	blocks := (f.Size + catalog.BlockSize - 1) / catalog.BlockSize
+	return m.t.base.maps.Places(m.ctx, *f, 0, blocks, func(first int64, l catalog.Leaf, _ catalog.LeafRef) error {
+		if gone(first / catalog.LeafBlocks) {
+			live(l, first, f.Size, func(pack uint32, n int64) { m.live[pack|basePack] -= n })
+		}
+		return nil
+	})
 }
 
 // file gives f's leaves their places in map objects. Those of the base that stay
 // where they are count from -1 downwards until the manifest numbers all.
 func (m *mapper) file(f *file) error {
+	if f.base != nil && !f.same() {
+		gone := func(n int64) bool { return n >= int64(len(f.leaves)) || f.leaves[n].base == 0 }
+		if err := m.drop(f.base, gone); err != nil {
+			return err
+		}
+	}
 	var first int64
 	for _, p := range f.leaves {
 		ref := catalog.LeafRef{Map: -int(p.base), Off: p.off, Len: int64(p.len), Count: 1}
-		if p.base == 0 || m.t.base.sparse(int(p.base)-1) {
+		if p.base == 0 || m.t.base.compact[p.base-1] {
 			var err error
 			if ref, err = m.move(f, first, p); err != nil {
 				return err
@@ -109,7 +150,7 @@ func (m *mapper) flush() error {
 		return err
 	}
 	n := len(m.maps)
-	ref, err := t.put(m.ctx, catalog.MapName(t.cfg.Cluster, t.id, n, digestOf(sealed)), sealed)
+	ref, err := t.put(m.ctx, catalog.MapName(t.cfg.Cluster, t.id, n, sha256.Sum256(sealed)), sealed)
 	if err != nil {
 		return fmt.Errorf("send map %d: %w", n, err)
 	}
@@ -124,7 +165,10 @@ func (m *mapper) packs() (out []catalog.ManifestPack) {
 	for i, p := range m.t.pack.packs {
 		out = append(out, catalog.ManifestPack{N: i, Ref: p.Ref, Raw: p.Raw, Live: m.live[uint32(i)]})
 	}
-	for i, p := range m.t.base.packs() {
+	if m.t.base == nil {
+		return out
+	}
+	for i, p := range m.t.base.manifest.Packs {
 		if n := m.live[uint32(i)|basePack]; n > 0 {
 			p.N, p.Live = len(out), n
 			out = append(out, p)

@@ -42,8 +42,12 @@ func (t *take) checked(f *file, v *page.Verifier, read int64) {
 // maxBad bounds the bad blocks that a manifest names of one file.
 const maxBad = 100
 
-// keep takes a file into the manifest.
+// keep takes a file into the manifest, unless it is gone.
 func (t *take) keep(f *file) {
+	if f.gone.Load() {
+		t.base.forget(f.path)
+		return
+	}
 	slices.Sort(f.bad) // by several workers
 	t.mu.Lock()
 	defer t.mu.Unlock()

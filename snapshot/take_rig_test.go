@@ -93,7 +93,7 @@ func (r *rig) config(pg *pgtest.Cluster, source string) TakeConfig {
 		Cluster: "main", Node: "node", Epoch: 1, Source: source, DSN: pg.DSN("postgres"), Fast: true,
 		Store: r.vault.Writer(), Signer: r.signer, Trust: r.trust,
 		Data: r.dataTo, Index: r.indexTo, Fingerprints: []string{"0123456789abcdef"},
-		WAL: keptWAL{pg.DSN("postgres")}, Keys: r.keys, State: r.state,
+		WAL: keptWAL{pg.DSN("postgres")}, Keys: r.keys, State: r.state, Identities: r.index,
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/durable"
 )
 
 // leafSpool keeps the leaves of a snapshot in the making in a local file, in the order
@@ -36,6 +37,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // openSpool makes the directory for what is in the making and the spool in it.
 func (t *take) openSpool() error {
+	if t.cfg.State != "" {
+		if err := durable.MkdirAll(t.cfg.State, 0o700); err != nil {
+			return fmt.Errorf("make a directory for snapshots in the making: %w", err)
+		}
+	}
 	dir, err := os.MkdirTemp(t.cfg.State, "taking-")
 	if err != nil {
 		return fmt.Errorf("make a directory for the snapshot in the making: %w", err)

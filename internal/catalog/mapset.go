@@ -152,6 +152,29 @@ func (s *MapSet) leaf(m int, b []byte) (Leaf, []byte, error) {
 	return l, rest, nil
 }
 
+// Load brings every map here: what comes later needs no zone.
+func (s *MapSet) Load(ctx context.Context) error {
+	for i := range s.maps {
+		if _, err := s.opened(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Leaf reads the one leaf at a place that [MapSet.Places] gave.
+func (s *MapSet) Leaf(ctx context.Context, at LeafRef) (Leaf, error) {
+	b, err := s.read(ctx, at)
+	if err != nil {
+		return Leaf{}, err
+	}
+	l, rest, err := s.leaf(at.Map, b)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("page map: %d bytes follow a leaf at %d of map %d", len(rest), at.Off, at.Map)
+	}
+	return l, err
+}
+
 // noPack stands for a pack that a map names and the manifest does not.
 const noPack = 1<<32 - 1
 
@@ -160,17 +183,22 @@ func (s *MapSet) read(ctx context.Context, r LeafRef) ([]byte, error) {
 	if r.Map < 0 || r.Map >= len(s.maps) {
 		return nil, fmt.Errorf("the manifest has no map %d", r.Map)
 	}
-	m := s.at(r.Map)
-	m.once.Do(func() { m.err = s.load(ctx, m, s.maps[r.Map].Ref) })
-	if m.err != nil {
-		return nil, m.err
+	m, err := s.opened(ctx, r.Map)
+	if err != nil {
+		return nil, err
 	}
 	if r.Off < 0 || r.Len < 1 || r.Off > m.size-r.Len {
 		return nil, fmt.Errorf("map %d has %d bytes of leaves, not %d at %d", r.Map, m.size, r.Len, r.Off)
 	}
 	b := make([]byte, r.Len)
-	_, err := m.file.ReadAt(b, m.leaves+r.Off)
+	_, err = m.file.ReadAt(b, m.leaves+r.Off)
 	return b, err
+}
+
+func (s *MapSet) opened(ctx context.Context, n int) (*openMap, error) {
+	m := s.at(n)
+	m.once.Do(func() { m.err = s.load(ctx, m, s.maps[n].Ref) })
+	return m, m.err
 }
 
 func (s *MapSet) at(m int) *openMap {
