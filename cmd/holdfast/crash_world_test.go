@@ -166,7 +166,7 @@ func accept[In any](w *crashWorld, op server.Op[In, jobRef], in In) error {
 	return err
 }
 
-func (w *crashWorld) takeSnapshot() error { return accept(w, opSnapshotTake, clusterIn{"cms"}) }
+func (w *crashWorld) takeSnapshot() error { return accept(w, opSnapshotTake, takeIn{Cluster: "cms"}) }
 func (w *crashWorld) runDrill() error     { return accept(w, opDrillRun, drillIn{"rehearsal"}) }
 func (w *crashWorld) retention() error {
 	return accept(w, opRetentionApply, retentionIn{Cluster: "cms", Force: true})

@@ -30,6 +30,7 @@ type order struct {
 	Drill   string `json:"drill,omitempty"`
 	Human   bool   `json:"human,omitempty"`
 	Force   bool   `json:"force,omitempty"`
+	Full    bool   `json:"full,omitempty"`
 }
 
 // handlers carry out jobs, by kind.
@@ -67,7 +68,7 @@ type takeProgress struct {
 func (n *node) doSnapshot(ctx context.Context, _ scheduler.Job, o order, progress func(any)) (any, error) {
 	var doc snapshotDoc
 	take := func(ctx context.Context, p *protected) error {
-		snap, err := p.take(ctx, func(s snapshot.Progress) { progress(takeProgress{s.Step, s.Done, s.Total}) })
+		snap, err := p.take(ctx, o.Full, func(s snapshot.Progress) { progress(takeProgress{s.Step, s.Done, s.Total}) })
 		doc = n.describe(ctx, snap)
 		return err
 	}

@@ -19,7 +19,7 @@ var (
 	opStatus       = server.Op[clusterQuery, statusDoc]{ID: "status", Method: http.MethodGet, Path: "/v1/status", Summary: "How everything stands"}
 	opJob          = server.Op[jobIn, scheduler.Job]{ID: "job-show", Method: http.MethodGet, Path: "/v1/jobs/{id}", Summary: "One job"}
 	opJobs         = server.Op[none, jobsDoc]{ID: "job-list", Method: http.MethodGet, Path: "/v1/jobs", Summary: "The newest jobs"}
-	opSnapshotTake = server.Op[clusterIn, jobRef]{ID: "snapshot-take", Method: http.MethodPost, Path: "/v1/clusters/{cluster}/snapshots", Summary: "Take a snapshot"}
+	opSnapshotTake = server.Op[takeIn, jobRef]{ID: "snapshot-take", Method: http.MethodPost, Path: "/v1/clusters/{cluster}/snapshots", Summary: "Take a snapshot"}
 	opSnapshotList = server.Op[clusterQuery, snapshotsDoc]{ID: "snapshot-list", Method: http.MethodGet, Path: "/v1/snapshots", Summary: "The snapshots"}
 	opWALPush      = server.Op[pushIn, pushDoc]{ID: "wal-push", Method: http.MethodPost, Path: "/v1/wal", Summary: "Archive one file, for archive_command"}
 	opWALStatus    = server.Op[clusterQuery, walDoc]{ID: "wal-status", Method: http.MethodGet, Path: "/v1/wal", Summary: "The window, the lag and the gaps of the WAL"}
@@ -30,6 +30,12 @@ type none struct{}
 
 type clusterIn struct {
 	Cluster string `path:"cluster"`
+}
+
+// takeIn asks for a snapshot.
+type takeIn struct {
+	Cluster string `path:"cluster"`
+	Full    bool   `query:"full" doc:"Store every block, and refer to no older snapshot."`
 }
 
 type clusterQuery struct {
@@ -56,11 +62,11 @@ func (n *node) serveOps(s *server.Server) {
 		jobs, err := n.runner.Queue.List(ctx, scheduler.Filter{})
 		return jobsDoc{jobs}, err
 	})
-	server.Serve(s, opSnapshotTake, func(ctx context.Context, in clusterIn) (jobRef, error) {
+	server.Serve(s, opSnapshotTake, func(ctx context.Context, in takeIn) (jobRef, error) {
 		if _, err := n.live(in.Cluster); err != nil {
 			return jobRef{}, err
 		}
-		return answerOrder(n.run(ctx, jobSnapshot, in.Cluster, order{Cluster: in.Cluster, Human: true}, nil))
+		return answerOrder(n.run(ctx, jobSnapshot, in.Cluster, order{Cluster: in.Cluster, Human: true, Full: in.Full}, nil))
 	})
 	server.Serve(s, opSnapshotList, n.snapshotList)
 	server.Serve(s, opWALPush, n.walPush)

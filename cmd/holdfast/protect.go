@@ -277,7 +277,7 @@ func (n *node) ledgerSign(ctx context.Context, name string) (time.Time, error) {
 }
 
 // take takes one snapshot of the cluster.
-func (p *protected) take(ctx context.Context, progress func(snapshot.Progress)) (catalog.Snapshot, error) {
+func (p *protected) take(ctx context.Context, full bool, progress func(snapshot.Progress)) (catalog.Snapshot, error) {
 	s, err := p.ready(ctx)
 	if err != nil {
 		return catalog.Snapshot{}, err
@@ -288,6 +288,7 @@ func (p *protected) take(ctx context.Context, progress func(snapshot.Progress)) 
 		DataDirectory: p.cfg.DataDirectory, Fast: true, Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust,
 		Data: w.data, Index: w.indexTo, Fingerprints: w.fingerprints(), Level: p.cfg.Snapshots.Level,
 		Workers: w.cfg.Node.Limits.Workers, Rate: int64(w.cfg.Node.Limits.Upload), WAL: s.archive, WALRefs: s.archive.WALRefs,
+		State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, Full: full, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,
 		Progress: progress, Log: w.log.Named("snapshot"), Now: w.now,
 	}
 	if until := w.lockUntil(p.cfg); until != nil {

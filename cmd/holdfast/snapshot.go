@@ -160,9 +160,7 @@ func (d snapshotsDoc) text(w io.Writer) {
 func (e *env) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "snapshot", Short: "Take, list and verify snapshots"}
 	cmd.AddCommand(
-		&cobra.Command{Use: "take CLUSTER", Short: "Take a snapshot now", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-			return e.takeSnapshot(c.Context(), args[0])
-		}},
+		e.takeSnapshotCommand(),
 		&cobra.Command{Use: "list [CLUSTER]", Short: "List the snapshots", Args: cobra.MaximumNArgs(1), RunE: func(c *cobra.Command, args []string) error {
 			in := clusterQuery{}
 			if len(args) > 0 {
@@ -182,12 +180,22 @@ func (e *env) snapshotCommand() *cobra.Command {
 	return cmd
 }
 
-func init() {
-	takeFirst = func(ctx context.Context, e *env, cluster string) error { return e.takeSnapshot(ctx, cluster) }
+func (e *env) takeSnapshotCommand() *cobra.Command {
+	var full bool
+	cmd := &cobra.Command{Use: "take CLUSTER", Short: "Take a snapshot now", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		return e.takeSnapshot(c.Context(), args[0], full)
+	}}
+	cmd.Flags().BoolVar(&full, "full", false, "store every block, and refer to no older snapshot")
+	return cmd
 }
 
-func (e *env) takeSnapshot(ctx context.Context, cluster string) error {
-	out, err := act(ctx, e, opSnapshotTake, clusterIn{cluster}, jobSnapshot, cluster, order{Cluster: cluster, Human: true}, "snapshot of "+cluster)
+func init() {
+	takeFirst = func(ctx context.Context, e *env, cluster string) error { return e.takeSnapshot(ctx, cluster, false) }
+}
+
+func (e *env) takeSnapshot(ctx context.Context, cluster string, full bool) error {
+	in := takeIn{Cluster: cluster, Full: full}
+	out, err := act(ctx, e, opSnapshotTake, in, jobSnapshot, cluster, order{Cluster: cluster, Human: true, Full: full}, "snapshot of "+cluster)
 	if err != nil {
 		return err
 	}
