@@ -95,6 +95,9 @@ func (room *Room) leave(ctx context.Context, mode sandbox.Mode) (err error) {
 		if room.made {
 			err = errors.Join(err, os.RemoveAll(room.sockets), os.RemoveAll(room.dir))
 		}
+		if room.lock != nil {
+			err = errors.Join(err, room.lock.Release())
+		}
 	})
 	return err
 }

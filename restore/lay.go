@@ -2,7 +2,6 @@ package restore
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,9 +46,6 @@ func (t *tree) layFile(ctx context.Context, maps *catalog.MapSet, i int, out *re
 		if !fresh && t.like != nil {
 			old = f
 		}
-	}
-	if x := t.extents[i]; len(x) > 0 {
-		return out.add(t.ofExtents(i, x)...)
 	}
 	rel := catalog.ManifestFile{Path: t.path(i), Size: e.size, Leaves: t.leavesOf(i)}
 	if old == nil {
@@ -106,18 +102,4 @@ func wanted(file int, first, size int64, l catalog.Leaf) []record {
 // ofRun is the record of one run.
 func ofRun(file int, first, size int64, l catalog.Leaf, r catalog.Run) record {
 	return record{frame: l.Frames[r.Frame], file: uint32(file), from: uint32(r.Off), n: uint32(r.Bytes(first, size)), at: (first + int64(r.First)) * catalog.BlockSize}
-}
-
-func (t *tree) ofExtents(file int, list []catalog.Extent) []record {
-	var out []record
-	var at int64
-	for _, x := range list {
-		f := t.packs[x.Pack].Frames[x.Frame]
-		r := record{file: uint32(file), from: uint32(x.Off), n: uint32(x.Len), at: at}
-		r.frame = catalog.LeafFrame{Pack: uint32(x.Pack), Off: f.Off, Len: int(f.Len), Raw: f.Raw}
-		sum, _ := hex.DecodeString(f.SHA256)
-		copy(r.frame.SHA256[:], sum)
-		out, at = append(out, r), at+int64(x.Len)
-	}
-	return out
 }

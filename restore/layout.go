@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"sort"
+	"strings"
 	"sync/atomic"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
@@ -26,7 +27,6 @@ type layout struct {
 	paths   []byte // of all files, end to end, in order
 	leaves  []catalog.LeafRef
 	control int // place of pg_control in files
-	extents map[int][]catalog.Extent
 }
 
 // entry is one file of a layout.
@@ -66,17 +66,13 @@ func (l *layout) leavesOf(i int) []catalog.LeafRef {
 
 // find is the place of a path, which files are sorted by.
 func (l *layout) find(path string) (int, bool) {
-	i := sort.Search(len(l.files), func(i int) bool { return l.path(i) >= path })
-	return i, i < len(l.files) && l.path(i) == path
-}
-
-// outside says whether file i lay outside the data directory: its path is absolute.
-func (l *layout) outside(i int) bool {
-	from := uint32(0)
-	if i > 0 {
-		from = l.files[i-1].pathEnd
-	}
-	return l.paths[from] == '/'
+	return sort.Find(len(l.files), func(i int) int {
+		from := uint32(0)
+		if i > 0 {
+			from = l.files[i-1].pathEnd
+		}
+		return strings.Compare(path, string(l.paths[from:l.files[i].pathEnd]))
+	})
 }
 
 // readManifest fetches, opens and reads the manifest of a snapshot, line by line.
@@ -105,7 +101,7 @@ func newLayout(r io.Reader) (*layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layout{header: in.Header, control: -1, extents: map[int][]catalog.Extent{}}
+	l := &layout{header: in.Header, control: -1}
 	for {
 		e, err := in.Next()
 		switch {
@@ -149,9 +145,6 @@ func (l *layout) add(f catalog.ManifestFile) error {
 	}
 	l.paths = append(l.paths, f.Path...)
 	l.leaves = append(l.leaves, f.Leaves...)
-	if len(f.Extents) > 0 {
-		l.extents[len(l.files)] = f.Extents
-	}
 	l.files = append(l.files, entry{})
 	e := &l.files[len(l.files)-1]
 	e.size, e.mtime, e.mode, e.kind = f.Size, f.MTime.Unix(), uint16(f.Mode), kind

@@ -20,8 +20,8 @@ type likeness struct {
 	buffers   sync.Pool // of a leaf's size
 }
 
-func newLikeness(key [32]byte, checksums bool) *likeness {
-	return &likeness{digester: page.NewDigester(key), checksums: checksums, buffers: sync.Pool{New: func() any {
+func newLikeness(d *page.Digester, checksums bool) *likeness {
+	return &likeness{digester: d, checksums: checksums, buffers: sync.Pool{New: func() any {
 		b := make([]byte, catalog.LeafBlocks*catalog.BlockSize)
 		return &b
 	}}}

@@ -132,10 +132,12 @@ type Result struct {
 	Timeline   uint32             `json:"timeline"` // after promotion
 	Tombstones []AppliedTombstone `json:"tombstones"`
 	// Quarantined: deleted projects may be in it; superusers alone may enter.
-	Quarantined bool    `json:"quarantined,omitempty"`
-	NoEgress    bool    `json:"no_egress"`
-	Bytes       int64   `json:"bytes"`
-	Seconds     Seconds `json:"seconds"`
+	Quarantined bool `json:"quarantined,omitempty"`
+	NoEgress    bool `json:"no_egress"`
+	// SavedWAL is where the WAL of the directory that a delta went over was put.
+	SavedWAL string  `json:"saved_wal,omitempty"`
+	Bytes    int64   `json:"bytes"`
+	Seconds  Seconds `json:"seconds"`
 }
 
 // AppliedTombstone says what replaying one tombstone removed.

@@ -56,7 +56,7 @@ func (r *replay) see(now lsn.LSN, served int) {
 // promotes. PostgreSQL may stop on a doubt of restore_command as often as it
 // likes: it is started again while replay advances or the stall limit lasts.
 func (room *Room) doReplay(ctx context.Context) error {
-	if err := room.mark("replaying"); err != nil {
+	if err := room.mark(stateReplay); err != nil {
 		return err
 	}
 	if err := room.serveWAL(ctx); err != nil {

@@ -16,7 +16,9 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/durable"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/postgres/sandbox"
+	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
 // Replayer removes the projects of tombstones from a restored server, reached
@@ -25,7 +27,7 @@ type Replayer func(ctx context.Context, connect func(ctx context.Context, db str
 
 // Options say where and how a plan is carried out.
 type Options struct {
-	To         string // the new data directory: absent or empty
+	To         string // the data directory: absent or empty, unless Delta
 	Binaries   string // PostgreSQL's programs, with {major}; "" is Debian's place
 	User       string // who runs them when we are root; "" is postgres
 	Role       string // a superuser of the cluster; "" is postgres
@@ -33,6 +35,11 @@ type Options struct {
 	Workers    int    // packs fetched at a time (2)
 	Replay     Replayer
 	Quarantine bool // where the set of tombstones is not known whole: go on, and open to superusers only
+	// Delta goes over a stopped, damaged or stale directory of the same system, or
+	// goes on with a restore that was ended: blocks that are right stay. Digests
+	// opens the keys by which they are known; without it everything is fetched.
+	Delta   bool
+	Digests func(ctx context.Context, epoch int) (seal.DigestKeys, error)
 	// Tablespaces maps a tablespace's name, OID or old path to its new directory,
 	// absent or empty; the others go to <To>.tablespaces/<oid>.
 	Tablespaces map[string]string
@@ -64,9 +71,12 @@ type Room struct {
 	opt      Options
 	programs sandbox.Programs
 	tree     *tree
-	dir      string // spool, settings: beside the data directory, removed at the end
-	sockets  string // dir, or where that is too long for a socket's path a shorter one
-	made     bool   // dir is ours
+	dir      string  // spool, settings: beside the data directory, removed at the end
+	sockets  string  // dir, or where that is too long for a socket's path a shorter one
+	made     bool    // dir is ours
+	delta    bool    // the directory holds something to go over
+	before   *Marker // of the restore that made what it holds
+	lock     *durable.Lock
 	supers   []string
 	fetch    *fetchServer
 	stopped  func() // ends the fetch server and waits for it
@@ -81,13 +91,17 @@ type Marker struct {
 	Cluster  string `json:"cluster"`
 	Plan     string `json:"plan"`
 	Snapshot string `json:"snapshot"`
+	SystemID string `json:"system_id"`
 	// State is prepared while the room's server runs; from closed on, and
 	// quarantined, the directory may be started.
-	State  string    `json:"state"` // fetching | replaying | prepared | closed | open | quarantined
+	State  string    `json:"state"` // seizing | fetching | fetched | replaying | prepared | closed | open | quarantined
 	At     time.Time `json:"at"`
 	Result *Result   `json:"result,omitempty"`
 	// Tablespaces are the directories that were made or filled for it elsewhere.
 	Tablespaces []string `json:"tablespaces,omitempty"`
+	// Mapping is Options.Tablespaces, for who goes on with the restore.
+	Mapping  map[string]string `json:"mapping,omitempty"`
+	SavedWAL string            `json:"saved_wal,omitempty"` // where WAL of before was put aside
 }
 
 // ErrNotEmpty means that the target directory holds something.
@@ -98,42 +112,67 @@ var ErrIncomplete = errors.New("the restore is not complete")
 
 // Prepare carries out the plan up to a promoted server in the closed room. On an
 // error nothing runs any more, and the directory cannot be started.
-func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (_ *Room, err error) {
+func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (*Room, error) {
 	began := time.Now()
-	if opt.Workers < 1 {
-		opt.Workers = 2
+	room := newRoom(r, p, opt)
+	err := room.phases(ctx, []phase{
+		// Hours of fetching must not end in a refusal that was known before.
+		{func(ctx context.Context) error { _, err := room.due(ctx, r); return err }, new(float64)},
+		{room.doFetch, &room.Result.Seconds.Fetch},
+		{room.doReplay, &room.Result.Seconds.Replay},
+		{func(ctx context.Context) error { return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
+	})
+	if err != nil {
+		return nil, err
 	}
+	room.Result.Seconds.Total = time.Since(began).Seconds()
+	room.Result.NoEgress = room.Server.Room().NoEgress
+	return room, room.mark(statePrepared)
+}
+
+// Fetch carries out the plan's first phase alone: the directory has all files and
+// a manifest of them, and is ready for recovery, which a delta restore of the same
+// plan goes on with. It cannot be started otherwise.
+func Fetch(ctx context.Context, r Repo, p Plan, opt Options) (Result, error) {
+	began := time.Now()
+	room := newRoom(r, p, opt)
+	err := room.phases(ctx, []phase{
+		{func(ctx context.Context) error { _, err := room.due(ctx, r); return err }, new(float64)},
+		{room.doFetch, &room.Result.Seconds.Fetch},
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	room.Result.Seconds.Total = time.Since(began).Seconds()
+	return room.Result, room.leave(ctx, sandbox.Fast)
+}
+
+func newRoom(r Repo, p Plan, opt Options) *Room {
+	opt.Workers = max(opt.Workers, 2)
 	if opt.Stall <= 0 {
 		opt.Stall = 10 * time.Minute
 	}
 	opt.To = filepath.Clean(opt.To)
 	room := &Room{Plan: p, repo: r.only(p.Target.Zone), opt: opt, dir: opt.To + ".room"}
 	room.Result = Result{RestoredTo: opt.To, Plan: p.Hash, Expected: p.ExpectedEnd, Tombstones: []AppliedTombstone{}}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("restoring %s to %s into %s: %w", p.Cluster, p.Target, opt.To, err)
-			err = errors.Join(err, room.abandon(context.WithoutCancel(ctx)))
-		}
-	}()
-	for _, phase := range []struct {
-		do   func(context.Context) error
-		took *float64
-	}{
-		// Hours of fetching must not end in a refusal that was known before.
-		{func(ctx context.Context) error { _, err := room.due(ctx, r); return err }, new(float64)},
-		{room.doFetch, &room.Result.Seconds.Fetch},
-		{room.doReplay, &room.Result.Seconds.Replay},
-		{func(ctx context.Context) error { return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
-	} {
+	return room
+}
+
+type phase struct {
+	do   func(context.Context) error
+	took *float64
+}
+
+func (room *Room) phases(ctx context.Context, list []phase) error {
+	for _, phase := range list {
 		start := time.Now()
 		if err := phase.do(ctx); err != nil {
-			return nil, err
+			err = fmt.Errorf("restoring %s to %s into %s: %w", room.Plan.Cluster, room.Plan.Target, room.opt.To, err)
+			return errors.Join(err, room.abandon(context.WithoutCancel(ctx)))
 		}
 		*phase.took = time.Since(start).Seconds()
 	}
-	room.Result.Seconds.Total = time.Since(began).Seconds()
-	room.Result.NoEgress = room.Server.Room().NoEgress
-	return room, room.mark("prepared")
+	return nil
 }
 
 func (room *Room) tell(phase string, done, total int64, lsn string, since time.Time) {
@@ -161,7 +200,7 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 		return err
 	}
 	room.Header, room.Files, room.Packs = l.header, len(l.files), len(l.packs)
-	t := &tree{root: room.opt.To, layout: l, own: room.programs.Own, held: map[int][]byte{}}
+	t := &tree{root: room.opt.To, layout: l, own: room.programs.Own, held: map[int][]byte{}, ours: map[string]bool{}}
 	if t.spaces, err = room.placeSpaces(); err != nil {
 		return err
 	}
@@ -171,10 +210,38 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 	if err := room.makeDirs(t); err != nil {
 		return err
 	}
+	if room.delta {
+		if err := room.prepareDelta(ctx, t); err != nil {
+			return err
+		}
+	}
 	if err := t.fill(ctx, room, func(done, total int64) { room.tell("fetch", done, total, "", began) }); err != nil {
 		return err
 	}
-	return t.prepareRecovery()
+	if err := t.prepareRecovery(); err != nil {
+		return err
+	}
+	if err := room.mark(stateFetched); err != nil {
+		return err
+	}
+	return t.finish()
+}
+
+// prepareDelta makes what the directory holds ours, and fit to be compared.
+func (room *Room) prepareDelta(ctx context.Context, t *tree) error {
+	var digester *page.Digester
+	if epoch := t.header.DigestEpoch; epoch > 0 && room.opt.Digests != nil {
+		keys, err := room.opt.Digests(ctx, epoch)
+		if err != nil {
+			return fmt.Errorf("comparing with what is there: %w", err)
+		}
+		digester = page.NewDigester(keys.Key)
+	}
+	if err := room.seize(); err != nil {
+		return err
+	}
+	t.like = newLikeness(digester, t.header.Facts.ChecksumsStart != 0)
+	return t.sweep()
 }
 
 // fill makes directories and files and brings what they hold, each byte once.
@@ -211,7 +278,8 @@ func (t *tree) layAll(ctx context.Context, room *Room, out *records) (err error)
 	return t.lay(ctx, maps, room.opt.Workers, out)
 }
 
-// checkTarget wants the data directory to hold nothing (C-53).
+// checkTarget wants the data directory to hold nothing, or what a delta may go
+// over (C-53).
 func (room *Room) checkTarget() error {
 	to := room.opt.To
 	if !filepath.IsAbs(to) {
@@ -221,25 +289,31 @@ func (room *Room) checkTarget() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if len(entries) > 0 {
-		return fmt.Errorf("%w: %s holds %s and more; give another --to, or `restore discard` what is there", ErrNotEmpty, to, entries[0].Name())
+	switch {
+	case len(entries) == 0:
+		return nil
+	case room.opt.Delta:
+		room.delta = true
+		return room.recognise()
 	}
-	return nil
+	return fmt.Errorf("%w: %s holds %s and more; give another --to, `restore discard` what is there, or go over it with --delta", ErrNotEmpty, to, entries[0].Name())
 }
 
-// makeDirs makes the data directory, the tablespaces' and the room's own beside it.
+// makeDirs makes the room's own directory, the data directory beside it and the
+// tablespaces'.
 func (room *Room) makeDirs(t *tree) error {
+	if err := room.lockDir(); err != nil {
+		return err
+	}
 	if err := room.makeDir(room.opt.To, fs.ErrExist); err != nil {
 		return err
 	}
 	room.tree = t
-	if err := room.mark("fetching"); err != nil {
-		return err
+	if !room.delta {
+		if err := room.mark(stateFetching); err != nil {
+			return err
+		}
 	}
-	if err := room.makeDir(room.dir, nil); err != nil {
-		return fmt.Errorf("making the room's own directory: %w; a restore that was ended left it, or is under way: `restore discard` it", err)
-	}
-	room.made, room.sockets = true, room.dir
 	for _, dir := range append(room.ownSpaces(t), values(t.spaces)...) {
 		if err := room.makeDir(dir, fs.ErrExist); err != nil {
 			return fmt.Errorf("making a tablespace's directory: %w", err)
@@ -253,6 +327,31 @@ func (room *Room) makeDirs(t *tree) error {
 		return err
 	}
 	return room.programs.Own(room.sockets)
+}
+
+// lockName is a file in the room's own directory that is locked while it lives.
+const lockName = "lock"
+
+// lockDir makes the room's own directory. One that a restore left which is dead
+// is taken away first; that of a live one is not.
+func (room *Room) lockDir() (err error) {
+	old := filepath.Join(room.dir, lockName)
+	if _, err := os.Lstat(old); err == nil {
+		lock, err := durable.Acquire(old)
+		if err != nil {
+			return fmt.Errorf("another restore into %s is under way: %w", room.opt.To, err)
+		}
+		err = errors.Join(os.RemoveAll(room.dir), lock.Release())
+		if err != nil {
+			return err
+		}
+	}
+	if err := room.makeDir(room.dir, nil); err != nil {
+		return fmt.Errorf("making the room's own directory: %w; remove it if it is nobody's", err)
+	}
+	room.made, room.sockets = true, room.dir
+	room.lock, err = durable.Acquire(old)
+	return err
 }
 
 // ownSpaces is the directory beside the data directory that tablespaces go to
@@ -281,7 +380,7 @@ func (room *Room) makeDir(dir string, except error) error {
 }
 
 func (room *Room) mark(state string) error {
-	m := Marker{Cluster: room.Plan.Cluster, Plan: room.Plan.Hash, Snapshot: room.Plan.Snapshot, State: state, At: time.Now().UTC()}
+	m := Marker{Cluster: room.Plan.Cluster, Plan: room.Plan.Hash, Snapshot: room.Plan.Snapshot, SystemID: room.Plan.SystemID, State: state, At: time.Now().UTC(), Mapping: room.opt.Tablespaces, SavedWAL: room.Result.SavedWAL}
 	if room.tree != nil {
 		m.Tablespaces = values(room.tree.spaces)
 	}

@@ -77,7 +77,7 @@ func testRefusedTargets(t *testing.T, w *world, _ oracle) {
 func testPoisonedControl(t *testing.T, w *world, _ oracle) {
 	p := w.plan(restore.Target{Kind: restore.Latest})
 	to := w.target()
-	if err := restore.Fetch(t.Context(), w.repo(), p, w.options(to)); err != nil {
+	if _, err := restore.Fetch(t.Context(), w.repo(), p, w.options(to)); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(os.Remove(filepath.Join(to, "backup_label")), os.Remove(filepath.Join(to, "standby.signal")),
@@ -216,9 +216,6 @@ func testZones(t *testing.T, w *world, o oracle) {
 	spoil(f.dirs[1]+"/clusters/cms/wal/*/*/*.note", os.Remove)
 	room := f.prepare(f.plan(restore.Target{Kind: restore.Latest}))
 	f.holds(room, o.acked, pgtest.Everything)
-	if f.bad.of("a") == 0 {
-		t.Error("nobody was told that zone a is rotten")
-	}
 	_, err := f.gather(restore.Target{Kind: restore.Latest, Zone: "b"})
 	if !errors.Is(err, restore.ErrUnreachable) || !strings.Contains(err.Error(), "zone b") {
 		t.Errorf("zone b without WAL: %v", err)
@@ -234,6 +231,9 @@ func testZones(t *testing.T, w *world, o oracle) {
 	a := f.plan(restore.Target{Kind: restore.Latest, Zone: "a"})
 	if _, err := restore.Prepare(t.Context(), f.repo(), a, f.options(f.target())); err == nil {
 		t.Error("the rotten zone alone gave a restore")
+	}
+	if f.bad.of("a") == 0 {
+		t.Error("nobody was told that zone a is rotten")
 	}
 	// Zone a is emptied: unreachable, not without snapshots.
 	spoil(f.dirs[0]+"/*", os.RemoveAll)

@@ -2,7 +2,6 @@ package restore
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,9 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/holdfast-dr/holdfast/internal/durable"
 )
@@ -48,7 +45,7 @@ func (t *tree) prepareRecovery() error {
 	if err := t.configuration(t.outside()); err != nil {
 		return err
 	}
-	return t.finish()
+	return nil
 }
 
 // writeSettings makes postgresql.auto.conf harmless.
@@ -167,18 +164,4 @@ func harmless(auto []byte, more map[string]string) []byte {
 		fmt.Fprintf(out, "%s = '%s'\n", k, strings.ReplaceAll(settings[k], "'", "''"))
 	}
 	return out.Bytes()
-}
-
-// running is the process that holds a data directory, 0 for none.
-func running(dir string) int {
-	data, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
-	if err != nil {
-		return 0
-	}
-	first, _, _ := strings.Cut(string(data), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(cmp.Or(first, "0")))
-	if err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-		return 0
-	}
-	return pid
 }

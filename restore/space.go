@@ -3,8 +3,10 @@ package restore
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +29,9 @@ func (room *Room) checkRoom(t *tree) error {
 	}
 	systems := map[uint64]*system{}
 	for dir, n := range need {
+		if room.delta {
+			n -= allocated(dir) // it is written over or removed
+		}
 		st, dev, err := statfs(dir)
 		if err != nil {
 			return fmt.Errorf("asking for the free space of %s: %w", dir, err)
@@ -73,4 +78,18 @@ func statfs(dir string) (st unix.Statfs_t, dev uint64, err error) {
 		}
 		return st, at.Dev, err
 	}
+}
+
+// allocated is what the files below dir take of its file system.
+func allocated(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it is an estimate
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			n += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return nil
+	})
+	return n
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // placeSpaces decides where the tablespaces go: directories that must not hold
-// anything (C-53).
+// anything (C-53), or are those of the cluster that a delta goes over.
 func (room *Room) placeSpaces() (map[uint32]string, error) {
 	spaces, taken := map[uint32]string{}, map[string]bool{}
 	for _, s := range room.Header.Tablespaces {
@@ -29,7 +29,7 @@ func (room *Room) placeSpaces() (map[uint32]string, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("tablespace %d: %w", s.OID, err)
 		}
-		if len(entries) > 0 {
+		if len(entries) > 0 && !room.ownsSpace(s.OID, dir) {
 			return nil, fmt.Errorf("%w: tablespace %d: %s holds %s and more; give another with --tablespace", ErrNotEmpty, s.OID, dir, entries[0].Name())
 		}
 		spaces[s.OID] = dir
@@ -61,6 +61,9 @@ func (t *tree) linkSpaces() error {
 	for _, oid := range sortedKeys(t.spaces) {
 		dir := t.spaces[oid]
 		link := filepath.Join(t.root, "pg_tblspc", fmt.Sprint(oid))
+		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("linking tablespace %d: %w", oid, err)
+		}
 		if err := os.Symlink(dir, link); err != nil {
 			return fmt.Errorf("linking tablespace %d: %w", oid, err)
 		}

@@ -34,8 +34,8 @@ type tree struct {
 	done atomic.Int64 // bytes written
 
 	mu   sync.Mutex
-	held map[int][]byte // contents of the files that are kept in memory
-	ours map[string]int // files that we write ourselves, by path: their size
+	held map[int][]byte  // contents of the files that are kept in memory
+	ours map[string]bool // files that were written otherwise than the snapshot has them
 }
 
 // hold puts a piece of a file that is kept in memory into its place.
@@ -109,6 +109,9 @@ func (t *tree) mkdir(path string, mode fs.FileMode) error {
 
 // write puts a small file of ours into the root, durably and owned right.
 func (t *tree) write(rel string, data []byte, mode fs.FileMode) error {
+	if t.ours != nil {
+		t.ours[rel] = true
+	}
 	path := filepath.Join(t.root, rel)
 	if err := durable.WriteFile(path, data, mode); err != nil {
 		return err
@@ -123,10 +126,8 @@ func (t *tree) finish() error {
 	if err != nil {
 		return fmt.Errorf("writing pg_control: %w", err)
 	}
-	for _, root := range append([]string{t.root}, values(t.spaces)...) {
-		if err := syncTree(root); err != nil {
-			return fmt.Errorf("making the restored files durable: %w", err)
-		}
+	if err := t.describe(poisoned); err != nil {
+		return fmt.Errorf("making the restored files durable: %w", err)
 	}
 	return t.write(controlFile, poisoned, 0o600)
 }
@@ -139,11 +140,14 @@ func values(m map[uint32]string) []string {
 	return out
 }
 
-// syncTree fsyncs every file and directory below root, many at a time: most have
-// nothing to write, and the rest is written together.
+// syncers are files that are made durable at a time: most have nothing to write,
+// and the rest is written together.
+const syncers = 16
+
+// syncTree fsyncs every file and directory below root.
 func syncTree(root string) error {
 	var g errgroup.Group
-	g.SetLimit(16)
+	g.SetLimit(syncers)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
 			return err
