@@ -1,0 +1,137 @@
+package restore_test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/restore"
+	"github.com/holdfast-dr/holdfast/snapshot"
+)
+
+// Two readers that share nothing but docs/format.md: the script and this package.
+func TestBreakGlassAndARestoreGiveTheSameFiles(t *testing.T) { // promise 9
+	t.Setenv("TMPDIR", "/tmp")
+	pg := pgtest.Start(t, pgtest.WithTablespace())
+	furnish(pg)
+	w := newWorld(t, pg)
+	w.take(snapshot.SourceFiles)
+	pg.Exec("UPDATE aside SET g = -g WHERE g < 100")
+	pg.Exec("CREATE TABLE large AS SELECT g, repeat(g::text, 100) AS t FROM generate_series(1, 10000) g")
+	pg.Exec("CREATE INDEX ON large (g)")
+	pg.Exec("VACUUM large")
+	w.take(snapshot.SourceFiles)
+	w.flush()
+	w.settle()
+
+	ours, theirs := w.target(), w.target()
+	if _, err := restore.Fetch(t.Context(), w.repo(), w.plan(restore.Target{Kind: restore.Latest}), w.options(ours)); err != nil {
+		t.Fatal(err)
+	}
+	w.breakGlass(theirs)
+	want, got := tree(t, ours), tree(t, theirs)
+	if len(want) < 900 || want["base/1/1259"] == "" {
+		t.Errorf("%d files were compared", len(want))
+	}
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if got[name] != want[name] {
+			t.Errorf("%s: a restore gives %s, the script %s", name, want[name], got[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(got)) {
+		if want[name] == "" {
+			t.Errorf("%s: the script alone gives it", name)
+		}
+	}
+}
+
+// settle waits until every zone has all that was written.
+func (w *world) settle() {
+	w.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(30 * time.Second); ; <-tick.C {
+		behind := 0
+		for _, n := range w.vault.Behind() {
+			behind += n
+		}
+		if behind == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("zones are behind: %v", w.vault.Behind())
+		}
+	}
+}
+
+// breakGlass restores from zone a with docs/break-glass.py.
+func (w *world) breakGlass(to string) {
+	w.t.Helper()
+	key := filepath.Join(w.t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte(w.data.(*age.X25519Identity).String()+"\n"), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	script := "../docs/break-glass.py"
+	if _, err := os.ReadFile(script); err != nil { // so that go test knows what its result depends on
+		w.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(w.t.Context(), "python3", script, "--repository", w.dirs[0], "--cluster", "cms", "--identity", key, "--to", to, "--trust", w.vkey)
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.t.Fatalf("break-glass.py: %v\n%s", err, out)
+	}
+}
+
+// tree is mode and SHA-256 of each file and the mode of each directory, but for
+// what each of the two readers makes itself.
+func tree(t *testing.T, root string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	for _, dir := range []string{root, root + ".tablespaces"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			name := strings.TrimPrefix(strings.TrimPrefix(path, root), "/")
+			info, err := d.Info()
+			switch {
+			case err != nil || own(name):
+				return err
+			case d.Type() == fs.ModeSymlink:
+				target, err := os.Readlink(path)
+				found[name] = strings.TrimPrefix(target, root)
+				return err
+			case d.IsDir():
+				found[name] = info.Mode().String()
+				return nil
+			}
+			data, err := os.ReadFile(path)
+			found[name] = fmt.Sprintf("%s %x", info.Mode(), sha256.Sum256(data))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return found
+}
+
+// own are the files that differ by design: settings, the configuration that a
+// restore hides until it ends, WAL, places of tablespaces, and pg_control, which
+// a restore spoils until backup_label was used.
+func own(name string) bool {
+	return slices.Contains([]string{
+		"postgresql.auto.conf", "postgresql.conf", "postgresql.conf.closed", "tablespace_map", "global/pg_control", "backup_manifest", "holdfast-restore.json",
+	}, name) || strings.HasPrefix(name, "pg_wal/0")
+}
