@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 )
 
@@ -17,6 +18,7 @@ type versionDocument struct {
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 	Format   int    `json:"repository_format"`
+	Encoder  string `json:"encoder"` // what compresses: any build reads what any other wrote
 }
 
 func (e *env) versionCommand() *cobra.Command {
@@ -25,7 +27,7 @@ func (e *env) versionCommand() *cobra.Command {
 		Short: "Print the version, and the repository format that it reads and writes",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			doc := versionDocument{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Format: zone.Format}
+			doc := versionDocument{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Format: zone.Format, Encoder: seal.Encoder}
 			if info, ok := debug.ReadBuildInfo(); ok {
 				for _, s := range info.Settings {
 					if s.Key == "vcs.revision" {
@@ -34,7 +36,7 @@ func (e *env) versionCommand() *cobra.Command {
 				}
 			}
 			return e.print(doc, func(w io.Writer) {
-				fmt.Fprintf(w, "holdfast %s (%s, %s, repository format %d)\n", doc.Version, doc.Go, doc.Platform, doc.Format)
+				fmt.Fprintf(w, "holdfast %s (%s, %s, %s, repository format %d)\n", doc.Version, doc.Go, doc.Platform, doc.Encoder, doc.Format)
 			})
 		},
 	}

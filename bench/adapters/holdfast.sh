@@ -1,0 +1,58 @@
+# Holdfast as its user runs it: a configuration, keys, a daemon that streams the WAL, and commands to the daemon.
+# HOLDFAST is the binary; HOLDFAST_ZONES how many zones there are (1: one repository like everybody's), HOLDFAST_LEVEL
+# the configuration's level (left out: its default).
+
+available() { [ -n "${HOLDFAST:-}" ] && [ -x "$HOLDFAST" ]; }
+version() { echo "$HOLDFAST version | sed 's/^holdfast //'"; }
+hf() { echo "$HOLDFAST --config $BENCH_DIR/holdfast.yaml"; }
+
+zone() { # by name
+  if [ "$BENCH_REPO" = s3 ]; then
+    echo "    - {name: $1, s3: {endpoint: \"$S3_URL\", path_style: true, ca: {file: $S3_CA}, bucket: $S3_BUCKET, prefix: $S3_PREFIX/$1, region: $S3_REGION, credentials: {file: $BENCH_DIR/s3}}}"
+  else
+    mkdir -p "$BENCH_REPO_PATH/$1"
+    echo "    - {name: $1, directory: $BENCH_REPO_PATH/$1}"
+  fi
+}
+
+config() { # data recipient, signing key
+  cat <<EOF
+format: 1
+node: {name: db1, state: $BENCH_DIR/state, socket: $BENCH_DIR/sock, limits: {workers: $BENCH_JOBS, memory: 128MiB}}
+repository:
+  zones:
+$(for n in $(seq "${HOLDFAST_ZONES:-1}"); do zone "z$n"; done)
+  write_quorum: $(( (${HOLDFAST_ZONES:-1} + 1) / 2 ))
+  accept_stop_on_zone_loss: true
+  recipients: ["$1"]
+  index_identity: {file: $BENCH_DIR/index}
+  signing_key: {file: $BENCH_DIR/db1}
+  trusted_signers:
+    - {key: "$2", may: [snapshot, wal, tombstone, ledger]}
+clusters:
+  - name: bench
+    connection: "host=$PGHOST port=$PGPORT dbname=postgres user=$PGUSER"
+    data_directory: $BENCH_SRC
+    snapshots: {schedule: "@yearly"${HOLDFAST_LEVEL:+, level: $HOLDFAST_LEVEL}}
+    wal: {slot: $(basename "$BENCH_DIR" | tr - _)}
+EOF
+}
+
+setup() {
+  local data db1
+  data=$("$HOLDFAST" keys new data --out "$BENCH_DIR/data")
+  "$HOLDFAST" keys new index --out "$BENCH_DIR/index" >/dev/null
+  db1=$("$HOLDFAST" keys new signing --name db1 --out "$BENCH_DIR/db1")
+  [ "$BENCH_REPO" != s3 ] || (umask 077 && printf 'access_key_id = %s\nsecret_access_key = %s\n' "$S3_KEY" "$S3_SECRET" > "$BENCH_DIR/s3")
+  config "$data" "$db1" > "$BENCH_DIR/holdfast.yaml"
+  # The data key stays here only for the bench; a database host has none, and check says so.
+  echo "$(hf) init; rc=\$?; [ -f $BENCH_REPO_PATH/z1/holdfast.json ] || exit \$rc; setsid $(hf) daemon > $BENCH_DIR/daemon.log 2>&1 < /dev/null & echo \$! > $BENCH_DIR/pid; for i in \$(seq 300); do [ -S $BENCH_DIR/sock ] && exit 0; sleep 0.1; done; tail $BENCH_DIR/daemon.log; exit 1"
+}
+daemon() { cat "$BENCH_DIR/pid"; }
+backup_full() { echo "$(hf) --quiet snapshot take bench"; }
+backup_incr() { backup_full; } # every snapshot but the first is incremental
+restore_full() { echo "$(hf) --quiet --output json restore run bench --to $1 --identity $BENCH_DIR/data --binaries $PGBIN"; }
+restore_delta() { echo "$(restore_full "$1") --delta"; }
+# A restore replays and promotes as well; of its time, this much is for the files alone.
+files_seconds() { echo "python3 -c 'import json,sys; t=sys.stdin.read(); print(json.loads(t[t.index(\"{\"):])[\"seconds\"][\"fetch\"])'"; }
+teardown() { echo "kill \$(cat $BENCH_DIR/pid) && for i in \$(seq 100); do kill -0 \$(cat $BENCH_DIR/pid) 2>/dev/null || break; sleep 0.1; done; psql -Xqc \"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '$(basename "$BENCH_DIR" | tr - _)'\""; }

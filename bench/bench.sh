@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# `make bench`: Holdfast beside pgBackRest, pg_basebackup | zstd | age, and restic on this machine, in one run, on the
+# CMS data; then what bounds any of them. Prints the tables and writes docs/results/<date>-bench.md. Everything runs in
+# one scratch directory and on 127.0.0.1; nothing of it is left. What is missing is installed by apt, as root.
+#
+#   BENCH_MB=1000           database size: 3000 for the record, 30 to see that it works
+#   BENCH_RUNS=3            medians of so many
+#   BENCH_REPOS=file,s3     a directory, an S3 server over TLS
+#   BENCH_TOOLS=…           adapters, see bench/README.md (walg.sh or others by path)
+#   BENCH_STEPS=full,incr,restore,delta
+#   BENCH_OUT=…             the report, instead of docs/results/<date>-bench.md
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mb=${BENCH_MB:-1000} runs=${BENCH_RUNS:-3} repos=${BENCH_REPOS:-file,s3} steps=${BENCH_STEPS:-full,incr,restore,delta}
+tools=${BENCH_TOOLS:-holdfast,holdfast3,pgbackrest,pgbackrest1,basebackup,restic}
+out=${BENCH_OUT:-docs/results/$(date -u +%Y-%m-%d)-bench.md}
+holdfast=${1:?the Holdfast binary to measure; make bench builds it}
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/holdfast-bench.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+chmod 755 "$work"
+install -m 755 "$holdfast" "$work/holdfast" # where the user who runs PostgreSQL can reach it
+export HOLDFAST=$work/holdfast
+
+busy() { awk '{ print $1 }' /proc/loadavg; }
+before=$(busy)
+SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$repos" --steps "$steps" --runs "$runs" \
+  --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --work "$work/peers" --keep --out "$work/table"
+find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z | xargs -0 cat | head -c 400M >"$work/pages"
+
+{
+  echo "# Bench, $(date -u +%Y-%m-%dT%H:%MZ)"
+  echo
+  echo "- commit $(git rev-parse --short HEAD), $(git status --porcelain --untracked-files=no | wc -l) files changed since; $("$HOLDFAST" version)"
+  echo "- $(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)), $(awk '/MemTotal/ { printf "%d GiB", $2 / 1048576 }' /proc/meminfo), $(uname -sr), page cache warm; load $before before and $(busy) after"
+  echo "- $tools; \`pgbackrest1\` is pgBackRest at zstd level 1, \`holdfast3\` is Holdfast with three zones and a quorum of two"
+  echo "- pgBackRest is the distribution's: up to 2.45 it copies whole files that changed. Nothing is claimed against newer ones, whose increments are of blocks."
+  echo
+  python3 bench/ratios.py "$work/peers/rows.jsonl"
+  echo
+  echo "### Limits of this machine, on 400 MB of these pages"
+  echo
+  python3 bench/limits.py "$work/pages"
+  HOLDFAST_BENCH_PAGES=$work/pages ${GO:-go} test ${BENCH_TAGS:+-tags "$BENCH_TAGS"} -run '^$' -bench 'CompressAndSeal' -benchtime 2x -count 3 ./internal/seal |
+    awk '/MB\/s/ { for (i = 1; i < NF; i++) if ($(i + 1) == "MB/s" && $i > best) best = $i } END { printf "| Holdfast: compress and seal in memory, every core | %.0f | |\n", best }'
+  echo
+  cat "$work/table"
+} >"$work/report"
+mkdir -p "$(dirname "$out")"
+install -m 644 "$work/report" "$out"
+cat "$out"
+echo "written: $out"
