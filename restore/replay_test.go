@@ -217,17 +217,7 @@ func testKilled(t *testing.T, w *world, o oracle) {
 	p := w.plan(restore.Target{Kind: restore.Latest})
 	for _, phase := range []string{"fetch", "replay", "promoted"} {
 		to := w.target()
-		spec := must[[]byte](t)(json.Marshal(map[string]any{
-			"Dirs": w.dirs, "VKey": w.vkey, "Data": w.data.(*age.X25519Identity).String(),
-			"Program": w.program, "To": to, "Phase": phase, "Plan": p,
-		}))
-		cmd := exec.CommandContext(t.Context(), must[string](t)(os.Executable()))
-		cmd.Env = append(os.Environ(), "HOLDFAST_TEST_RESTORE="+string(spec))
-		out, err := cmd.CombinedOutput()
-		if cmd.ProcessState.ExitCode() != -1 {
-			t.Fatalf("%s: %v: %s", phase, err, out)
-		}
-		w.gone(to)
+		w.kill(p, to, phase, false)
 		w.cannotStart(to)
 		if _, err := restore.Open(t.Context(), to, restore.OpenOptions{}); err == nil {
 			t.Errorf("%s: a killed restore was opened", phase)
@@ -249,6 +239,22 @@ func testKilled(t *testing.T, w *world, o oracle) {
 			t.Errorf("%s: %v are left", phase, left)
 		}
 	}
+}
+
+// kill restores in a process of its own, which is killed in a phase.
+func (w *world) kill(p restore.Plan, to, phase string, delta bool) {
+	w.t.Helper()
+	spec := must[[]byte](w.t)(json.Marshal(map[string]any{
+		"Dirs": w.dirs, "VKey": w.vkey, "Data": w.data.(*age.X25519Identity).String(), "Keys": w.keys.Key,
+		"Program": w.program, "To": to, "Phase": phase, "Plan": p, "Delta": delta,
+	}))
+	cmd := exec.CommandContext(w.t.Context(), must[string](w.t)(os.Executable()))
+	cmd.Env = append(os.Environ(), "HOLDFAST_TEST_RESTORE="+string(spec))
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != -1 {
+		w.t.Fatalf("%s: %v: %s", phase, err, out)
+	}
+	w.gone(to)
 }
 
 // gone waits until the server of a killed restore has followed it.

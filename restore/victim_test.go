@@ -20,6 +20,8 @@ func victim(spec string) {
 	var v struct {
 		Dirs                                  []string
 		VKey, Data, Index, Program, To, Phase string
+		Delta                                 bool
+		Keys                                  [32]byte
 		Plan                                  restore.Plan
 	}
 	fail := func(err error) {
@@ -29,7 +31,7 @@ func victim(spec string) {
 	if err := json.Unmarshal([]byte(spec), &v); err != nil {
 		fail(err)
 	}
-	w := &world{dirs: v.Dirs, program: v.Program}
+	w := &world{dirs: v.Dirs, program: v.Program, keys: seal.DigestKeys{Epoch: 1, Key: v.Keys}}
 	trust, err := seal.NewTrust([]seal.TrustedSigner{{VKey: v.VKey, Clusters: []string{"*"}, May: []string{"snapshot", "wal", "tombstone", "ledger"}}})
 	if err != nil {
 		fail(err)
@@ -49,7 +51,7 @@ func victim(spec string) {
 		fail(err)
 	}
 	w.index = w.data
-	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Progress: func(p restore.Progress) {
+	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Delta: v.Delta, Digests: w.digests, Progress: func(p restore.Progress) {
 		if p.Phase == v.Phase && (p.Phase != "fetch" || p.Done > 0) {
 			self, _ := os.FindProcess(os.Getpid())
 			_ = self.Kill()

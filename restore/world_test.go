@@ -281,7 +281,7 @@ func (w *world) take(source string) catalog.Snapshot {
 	w.t.Helper()
 	return must[catalog.Snapshot](w.t)(snapshot.Take(w.t.Context(), snapshot.TakeConfig{
 		Cluster: "cms", Node: "db1", Epoch: w.lineage.Epoch, Source: source, DSN: w.pg.DSN("postgres"), Fast: true,
-		Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust, Data: w.to, Index: w.indexTo, Fingerprints: []string{"0123456789abcdef"}, WAL: w.archiver,
+		Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust, Data: w.to, Index: w.indexTo, Fingerprints: []string{"0123456789abcdef"}, WAL: w.archiver, Keys: w.keys,
 	}))
 }
 
@@ -317,11 +317,18 @@ func (w *world) target() string {
 }
 
 func (w *world) options(to string) restore.Options {
-	o := restore.Options{To: to, Program: w.program, Log: testLog{w.t}, Stall: w.quiet, Progress: w.progress}
+	o := restore.Options{To: to, Program: w.program, Log: testLog{w.t}, Stall: w.quiet, Progress: w.progress, Digests: w.digests}
 	if w.log != nil {
 		o.Log = w.log
 	}
 	return o
+}
+
+func (w *world) digests(_ context.Context, epoch int) (seal.DigestKeys, error) {
+	if epoch != w.keys.Epoch {
+		return seal.DigestKeys{}, fmt.Errorf("there are no keys of epoch %d", epoch)
+	}
+	return w.keys, nil
 }
 
 // prepare restores and gives the room, which is discarded with the test.
