@@ -56,6 +56,7 @@ func TestBreakGlassStartsPostgreSQLFromOneZoneAndAKeyWithoutHoldfast(t *testing.
 	if out, err := exec.Command("cp", "-a", r.path("zones/a"), r.path("copy")).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	incremental(t, r.path("copy/clusters/cms/snapshots"))
 	hide(t, r.path("zones"), r.path("db"), r.path("keys"))
 
 	end := r.breakGlass("end")
@@ -67,6 +68,21 @@ func TestBreakGlassStartsPostgreSQLFromOneZoneAndAKeyWithoutHoldfast(t *testing.
 
 	r.breakGlass("time", "--time", mid.Time.Format(time.RFC3339Nano))
 	r.copyHolds("time", "SELECT pg_get_wal_replay_pause_state() = 'paused'", acked, func(c pgtest.Commit) bool { return !c.Time.After(mid.Time) })
+}
+
+// incremental wants the newer of two snapshots to need packs and maps of the older.
+func incremental(t *testing.T, dir string) {
+	t.Helper()
+	ids, err := os.ReadDir(dir)
+	if err != nil || len(ids) != 2 {
+		t.Fatalf("%d snapshots, %v", len(ids), err)
+	}
+	list, err := os.ReadFile(filepath.Join(dir, ids[1].Name(), "objects.list"))
+	for _, kind := range []string{"/packs/", "/maps/"} {
+		if err != nil || !strings.Contains(string(list), ids[0].Name()+kind) {
+			t.Errorf("%v: the second snapshot needs none of the first's %s:\n%s", err, kind, list)
+		}
+	}
 }
 
 // hide takes directories out of reach, so that nothing can be read of them.
