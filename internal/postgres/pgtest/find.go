@@ -20,21 +20,29 @@ func Installed() []int {
 	return majors
 }
 
+// find gives the programs of a major version; 0 is the one that HOLDFAST_PG_MAJOR
+// names, else the first installed of 15, 16, 17, 18 and 14.
 func find(want int) (bin string, major int, err error) {
 	majors := []int{want}
-	if want == 0 {
+	if chosen := os.Getenv("HOLDFAST_PG_MAJOR"); want == 0 && chosen != "" {
+		if majors[0], err = strconv.Atoi(chosen); err != nil {
+			return "", 0, fmt.Errorf("HOLDFAST_PG_MAJOR=%s: want 14 to 18", chosen)
+		}
+	} else if want == 0 {
 		majors = []int{15, 16, 17, 18, 14}
 	}
 	var tried []string
 	for _, m := range majors {
 		for _, dir := range candidates(m) {
 			if executable(filepath.Join(dir, "postgres")) {
-				return dir, m, nil
+				// The server's user may be able to enter the place itself only.
+				dir, err = filepath.EvalSymlinks(dir)
+				return dir, m, err
 			}
 			tried = append(tried, dir)
 		}
 	}
-	return "", 0, fmt.Errorf("no PostgreSQL server program in %v: install Debian's postgresql-%d, or run `make tools`", tried, majors[0])
+	return "", 0, fmt.Errorf("no PostgreSQL server program in %v: install Debian's postgresql-%d, or run `make majors`", tried, majors[0])
 }
 
 func candidates(major int) []string {

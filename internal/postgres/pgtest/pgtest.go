@@ -60,8 +60,9 @@ func WithSetting(name, value string) Option {
 	}
 }
 
-// WithMajor asks for a major version; the default is the first installed of 15,
-// 16, 17, 18 and 14. A version that is not installed fails the test.
+// WithMajor asks for a major version; the default is HOLDFAST_PG_MAJOR's, else the
+// first installed of 15, 16, 17, 18 and 14. A version that is not installed fails
+// the test.
 func WithMajor(n int) Option { return func(o *options) { o.major = n } }
 
 // WithoutChecksums makes the cluster without page checksums.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -121,5 +122,37 @@ func TestEveryInstalledMajorRunsAndStandsBy(t *testing.T) {
 		}
 		s.Stop()
 		c.Stop()
+	}
+}
+
+// In CI a major that is missing is a fault, not less to test.
+func TestEverySupportedMajorIsInstalledWhereAllAreAskedFor(t *testing.T) {
+	got := Installed()
+	t.Logf("installed: PostgreSQL %v", got)
+	if all := []int{14, 15, 16, 17, 18}; os.Getenv("HOLDFAST_ALL_MAJORS") != "" && !slices.Equal(got, all) {
+		t.Errorf("PostgreSQL %v are installed of %v: run `make majors`", got, all)
+	}
+}
+
+func TestTheEnvironmentChoosesTheMajor(t *testing.T) {
+	t.Setenv("HOLDFAST_PG_MAJOR", "")
+	_, usual, err := find(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, major := range Installed() {
+		t.Setenv("HOLDFAST_PG_MAJOR", strconv.Itoa(major))
+		if _, got, err := find(0); err != nil || got != major {
+			t.Errorf("%d was chosen, found %d, %v", major, got, err)
+		}
+		if _, got, err := find(usual); err != nil || got != usual {
+			t.Errorf("a test that names %d got %d, %v", usual, got, err)
+		}
+	}
+	for _, odd := range []string{"9", "fifteen"} {
+		t.Setenv("HOLDFAST_PG_MAJOR", odd)
+		if _, _, err := find(0); err == nil {
+			t.Errorf("HOLDFAST_PG_MAJOR=%s was taken", odd)
+		}
 	}
 }

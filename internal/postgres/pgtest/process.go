@@ -199,14 +199,26 @@ func (c *Cluster) Kill() {
 		return
 	}
 	pid := p.cmd.Process.Pid
+	_ = p.cmd.Process.Signal(syscall.SIGSTOP) // it makes no more children
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	_ = p.cmd.Process.Kill()
 	for _, s := range strings.Fields(string(children)) {
-		if n, err := strconv.Atoi(s); err == nil {
-			_ = syscall.Kill(n, syscall.SIGKILL)
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			continue
+		}
+		_ = syscall.Kill(n, syscall.SIGKILL)
+		// While one lives, the shared memory is in use and no server starts there.
+		if err := until(func() (bool, error) { return gone(s), nil }); err != nil {
+			c.t.Errorf("PostgreSQL's process %s outlived SIGKILL", s)
 		}
 	}
 	<-p.done
+}
+
+func gone(pid string) bool {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	return err != nil || strings.Contains(string(stat), ") Z ")
 }
 
 // PID is the postmaster's process id, 0 when it is not running.

