@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -59,6 +60,63 @@ func TestBreakGlassAndARestoreGiveTheSameFiles(t *testing.T) { // promise 9
 	}
 }
 
+// C-61: a snapshot of timeline 1, rolled along 2 and along 1, and to a moment
+// before the two parted.
+func TestBreakGlassCrossesAPromotion(t *testing.T) {
+	t.Setenv("TMPDIR", "/tmp")
+	pg := pgtest.Start(t, pgtest.WithSetting("track_commit_timestamp", "on"))
+	w := newWorld(t, pg)
+	first := pg.StartOracle(5 * time.Millisecond)
+	first.AwaitMore(5)
+	w.takeNext()
+	mid := first.AwaitMore(10)
+	first.AwaitMore(10)
+	acked := first.Stop()
+	w.flush()
+	standby := pg.Standby(t, "wal_keep_size = '1GB'")
+	standby.AwaitReplay(pg.LSN())
+	w.stop()
+	pg.Stop()
+	standby.Promote()
+	w.pg = standby
+	w.archive()
+	second := standby.StartOracle(5 * time.Millisecond)
+	second.AwaitMore(10)
+	acked = append(acked, second.Stop()...)
+	w.flush()
+	w.settle()
+
+	until := func(c pgtest.Commit) bool { return !c.Time.After(mid.Time) }
+	at := mid.Time.Format(time.RFC3339Nano)
+	for name, c := range map[string]struct {
+		args []string
+		want func(pgtest.Commit) bool
+	}{
+		"latest":                 {nil, pgtest.Everything},
+		"timeline 1":             {[]string{"--timeline", "1"}, func(c pgtest.Commit) bool { return isFirst(first, c) }},
+		"a moment":               {[]string{"--time", at}, until},
+		"a moment of timeline 1": {[]string{"--time", at, "--timeline", "1"}, until},
+	} {
+		to := filepath.Join(standby.Mkdir(strings.ReplaceAll(name, " ", "-")), "data")
+		said := w.breakGlass(to, c.args...)
+		if err := pgtest.Own(to); err != nil {
+			t.Fatal(err)
+		}
+		restored := standby.Adopt(to)
+		restored.Start()
+		if end := regexp.MustCompile(`says (\S+) or more`).FindStringSubmatch(said); end != nil {
+			restored.AwaitReplay(end[1])
+		} else {
+			restored.Await("SELECT pg_get_wal_replay_pause_state() = 'paused'")
+		}
+		restored.Promote()
+		if err := pgtest.CheckOracle(t.Context(), restored.Conn("postgres"), acked, c.want); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		restored.Stop()
+	}
+}
+
 // takeNext takes what changed since the snapshot before.
 func (w *world) takeNext() catalog.Snapshot {
 	w.t.Helper()
@@ -89,7 +147,7 @@ func (w *world) settle() {
 }
 
 // breakGlass restores from zone a with docs/break-glass.py.
-func (w *world) breakGlass(to string) {
+func (w *world) breakGlass(to string, more ...string) string {
 	w.t.Helper()
 	key := filepath.Join(w.t.TempDir(), "key")
 	if err := os.WriteFile(key, []byte(w.data.(*age.X25519Identity).String()+"\n"), 0o600); err != nil {
@@ -99,11 +157,14 @@ func (w *world) breakGlass(to string) {
 	if _, err := os.ReadFile(script); err != nil { // so that go test knows what its result depends on
 		w.t.Fatal(err)
 	}
-	cmd := exec.CommandContext(w.t.Context(), "python3", script, "--repository", w.dirs[0], "--cluster", "cms", "--identity", key, "--to", to, "--trust", w.vkey)
+	args := append([]string{script, "--repository", w.dirs[0], "--cluster", "cms", "--identity", key, "--to", to, "--trust", w.vkey}, more...)
+	cmd := exec.CommandContext(w.t.Context(), "python3", args...)
 	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		w.t.Fatalf("break-glass.py: %v\n%s", err, out)
 	}
+	return string(out)
 }
 
 // tree is mode and SHA-256 of each file and the mode of each directory, but for
