@@ -245,7 +245,7 @@ func testKilled(t *testing.T, w *world, o oracle) {
 func (w *world) kill(p restore.Plan, to, phase string, delta bool) {
 	w.t.Helper()
 	spec := must[[]byte](w.t)(json.Marshal(map[string]any{
-		"Dirs": w.dirs, "VKey": w.vkey, "Data": w.data.(*age.X25519Identity).String(), "Keys": w.keys.Key,
+		"Dirs": w.dirs, "VKey": w.vkey, "Binaries": w.pg.BinDir(), "Data": w.data.(*age.X25519Identity).String(), "Keys": w.keys.Key,
 		"Program": w.program, "To": to, "Phase": phase, "Plan": p, "Delta": delta,
 	}))
 	cmd := exec.CommandContext(w.t.Context(), must[string](w.t)(os.Executable()))

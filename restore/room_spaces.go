@@ -53,6 +53,10 @@ func (n *newSpaces) place(oid uint32) error {
 			return err
 		}
 	}
+	// A restore that was here before may have left more there than replay writes over.
+	if err := empty(dir); err != nil {
+		return fmt.Errorf("making a place for tablespace %d: %w", oid, err)
+	}
 	if err := os.Symlink(dir, link); err != nil {
 		return fmt.Errorf("making a place for tablespace %d: %w", oid, err)
 	}

@@ -113,8 +113,8 @@ func testOpening(t *testing.T, w *world, o oracle) {
 	}
 	witness := filepath.Join(to, "..", "archived")
 	os.Remove(witness)
-	opened := must[restore.Opened](t)(restore.Open(t.Context(), to, restore.OpenOptions{}))
-	programs := must[sandbox.Programs](t)(sandbox.FindPrograms(p.Major, ""))
+	opened := must[restore.Opened](t)(restore.Open(t.Context(), to, restore.OpenOptions{Binaries: w.pg.BinDir()}))
+	programs := must[sandbox.Programs](t)(sandbox.FindPrograms(p.Major, w.pg.BinDir()))
 	defer func() {
 		if err := restore.Discard(to); err == nil {
 			t.Error("a running cluster was discarded")
@@ -306,8 +306,8 @@ func testQuarantine(t *testing.T, w *world, _ oracle) {
 	if m := must[restore.Marker](t)(restore.ReadMarker(opt.To)); m.State != "quarantined" {
 		t.Errorf("the marker says %s", m.State)
 	}
-	opened := must[restore.Opened](t)(restore.Open(t.Context(), opt.To, restore.OpenOptions{}))
-	programs := must[sandbox.Programs](t)(sandbox.FindPrograms(p.Major, ""))
+	opened := must[restore.Opened](t)(restore.Open(t.Context(), opt.To, restore.OpenOptions{Binaries: w.pg.BinDir()}))
+	programs := must[sandbox.Programs](t)(sandbox.FindPrograms(p.Major, w.pg.BinDir()))
 	defer func() {
 		if err := errors.Join(programs.StopDaemon(context.Background(), opt.To), restore.Discard(opt.To)); err != nil {
 			t.Error(err)

@@ -1,6 +1,7 @@
 package restore_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
@@ -87,6 +88,11 @@ func TestReplayedTablespacesNeverLeadToProduction(t *testing.T) {
 			}
 		})
 	}
+	t.Run("over a copy of a later moment", func(t *testing.T) {
+		c := *w
+		c.t = t
+		c.overLater()
+	})
 	if n := pgtest.Value[int64](pg, "SELECT sum(g) FROM t_hasty"); n != 501500 {
 		t.Errorf("production's table adds up to %d", n)
 	}
@@ -130,5 +136,30 @@ func (w *world) replays(target restore.Target, want []string) {
 		if _, err := conn.Exec(t.Context(), fmt.Sprintf("CREATE TABLESPACE again%d LOCATION ''", i)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// overLater restores over a copy of a later moment, whose tablespaces hold more
+// than those of the earlier one.
+func (w *world) overLater() {
+	t, to := w.t, w.target()
+	later := must[*restore.Room](t)(restore.Prepare(t.Context(), w.repo(), w.plan(restore.Target{Kind: restore.Latest}), w.options(to)))
+	conn := must[*pgx.Conn](t)(later.Server.Conn(t.Context(), "postgres"))
+	if _, err := conn.Exec(t.Context(), "INSERT INTO t_hasty SELECT generate_series(1, 50000)"); err != nil {
+		t.Fatal(err)
+	}
+	conn.Close(t.Context())
+	if err := later.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	opt := w.options(to)
+	opt.Delta = true
+	room := must[*restore.Room](t)(restore.Prepare(t.Context(), w.repo(), w.plan(restore.Target{Kind: restore.AtName, Name: "before late"}), opt))
+	defer room.Discard(context.Background())
+	conn = must[*pgx.Conn](t)(room.Server.Conn(t.Context(), "postgres"))
+	defer conn.Close(t.Context())
+	var rows, sum int64
+	if err := conn.QueryRow(t.Context(), "SELECT count(*), sum(g) FROM t_hasty").Scan(&rows, &sum); err != nil || rows != 1000 || sum != 500500 {
+		t.Errorf("%d rows that add up to %d, %v", rows, sum, err)
 	}
 }

@@ -18,11 +18,11 @@ import (
 // victim is a restore in a process of its own, to be killed.
 func victim(spec string) {
 	var v struct {
-		Dirs                                  []string
-		VKey, Data, Index, Program, To, Phase string
-		Delta                                 bool
-		Keys                                  [32]byte
-		Plan                                  restore.Plan
+		Dirs                                            []string
+		VKey, Data, Index, Program, Binaries, To, Phase string
+		Delta                                           bool
+		Keys                                            [32]byte
+		Plan                                            restore.Plan
 	}
 	fail := func(err error) {
 		fmt.Fprintln(os.Stderr, err)
@@ -51,7 +51,7 @@ func victim(spec string) {
 		fail(err)
 	}
 	w.index = w.data
-	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Delta: v.Delta, Digests: w.digests, Progress: func(p restore.Progress) {
+	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Binaries: v.Binaries, Delta: v.Delta, Digests: w.digests, Progress: func(p restore.Progress) {
 		if p.Phase == v.Phase && (p.Phase != "fetch" || p.Done > 0) {
 			self, _ := os.FindProcess(os.Getpid())
 			_ = self.Kill()

@@ -317,7 +317,7 @@ func (w *world) target() string {
 }
 
 func (w *world) options(to string) restore.Options {
-	o := restore.Options{To: to, Program: w.program, Log: testLog{w.t}, Stall: w.quiet, Progress: w.progress, Digests: w.digests}
+	o := restore.Options{To: to, Program: w.program, Binaries: w.pg.BinDir(), Log: testLog{w.t}, Stall: w.quiet, Progress: w.progress, Digests: w.digests}
 	if w.log != nil {
 		o.Log = w.log
 	}
@@ -381,7 +381,7 @@ func (l *watched) String() string {
 // cannotStart fails the test if PostgreSQL starts over dir.
 func (w *world) cannotStart(dir string) {
 	w.t.Helper()
-	p := must[sandbox.Programs](w.t)(sandbox.FindPrograms(w.pg.Major, ""))
+	p := must[sandbox.Programs](w.t)(sandbox.FindPrograms(w.pg.Major, w.pg.BinDir()))
 	log := filepath.Join(dir, "start.log")
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
