@@ -346,6 +346,15 @@ func (r *rig) open(name string) restore.Opened {
 // discard ends the server that a restore opened and removes what it made.
 func (r *rig) discard(to string) {
 	r.t.Helper()
+	r.stopCopy(to)
+	if _, err := os.Stat(to); err == nil {
+		r.hold("drill", 0, "restore", "discard", to)
+	}
+}
+
+// stopCopy ends the server that a restore opened, as a crash does.
+func (r *rig) stopCopy(to string) {
+	r.t.Helper()
 	text, err := os.ReadFile(filepath.Join(to, "postmaster.pid"))
 	if err == nil {
 		first, _, _ := strings.Cut(string(text), "\n")
@@ -355,9 +364,6 @@ func (r *rig) discard(to string) {
 		}
 		_ = syscall.Kill(pid, syscall.SIGQUIT)
 		await(r.t, "the restored server's end", func() bool { return syscall.Kill(pid, 0) != nil })
-	}
-	if _, err := os.Stat(to); err == nil {
-		r.hold("drill", 0, "restore", "discard", to)
 	}
 }
 

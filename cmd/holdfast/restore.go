@@ -28,6 +28,8 @@ type targetFlags struct {
 	timeline                        uint32
 	to, identity, binaries, user    string
 	start, quarantine               bool
+	delta, fetchOnly                bool
+	tablespaces                     map[string]string
 	listen                          string
 	port                            int
 }
@@ -44,7 +46,7 @@ func (t *targetFlags) add(cmd *cobra.Command) {
 	f.StringVar(&t.snapshot, "snapshot", "", "from snapshot `ID` instead of the best")
 	f.Uint32Var(&t.timeline, "timeline", 0, "along timeline `N` instead of the newest")
 	f.StringVar(&t.zone, "zone", "", "read from zone `Z` alone")
-	f.StringVar(&t.to, "to", "", "new data directory `DIR`, absent or empty")
+	f.StringVar(&t.to, "to", "", "data directory `DIR`, absent or empty unless --delta")
 	f.StringVar(&t.identity, "identity", "", "age identity `FILE` that opens data; it is never sent to a daemon")
 }
 
@@ -120,7 +122,7 @@ func (w *world) plan(ctx context.Context, repo restore.Repo, cluster string, t r
 
 func (e *env) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "restore", Short: "Plan and carry out restores"}
-	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreShowCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand())
+	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreResumeCommand(), e.restoreShowCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand())
 	return cmd
 }
 
@@ -144,6 +146,7 @@ func (e *env) restorePlanCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		e.keepPlan(w, p)
 		return e.print(p, func(out io.Writer) { planText(out, p) })
 	}}
 	t.add(cmd)
@@ -184,21 +187,31 @@ func planText(w io.Writer, p restore.Plan) {
 func (e *env) restoreRunCommand() *cobra.Command {
 	var t targetFlags
 	cmd := &cobra.Command{
-		Use: "run CLUSTER --to DIR", Short: "Restore beside production: fetch, replay, compare, promote, forget, and start if asked", Args: cobra.ExactArgs(1),
+		Use: "run CLUSTER|PLAN-HASH --to DIR", Short: "Restore beside production: fetch, replay, compare, promote, forget, and start if asked", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return e.runRestore(c.Context(), args[0], &t) },
 	}
 	t.add(cmd)
+	t.addHow(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&t.delta, "delta", false, "go over a stopped, damaged or stale directory of the same system: fetch only the pages that differ")
+	f.StringToStringVar(&t.tablespaces, "tablespace", nil, "a tablespace's `NAME=DIR` (or its OID, or old path), absent or empty unless --delta; the others go to DIR.tablespaces")
+	if err := cmd.MarkFlagRequired("to"); err != nil {
+		panic(err)
+	}
+	return cmd
+}
+
+// addHow adds the flags that say how a plan is carried out.
+func (t *targetFlags) addHow(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&t.start, "start", false, "start the restored server for its users")
+	f.BoolVar(&t.fetchOnly, "fetch-only", false, "end when all files are there, before recovery: for pg_verifybackup -n, and `restore resume` later")
+	cmd.MarkFlagsMutuallyExclusive("start", "fetch-only")
 	f.BoolVar(&t.quarantine, "quarantine", false, "open to superusers only, although deleted projects may be in it")
 	f.StringVar(&t.binaries, "binaries", "", "PostgreSQL's programs, as /usr/lib/postgresql/{major}/bin")
 	f.StringVar(&t.user, "user", "", "operating system user that runs it when Holdfast is root (postgres)")
 	f.StringVar(&t.listen, "listen", "", "listen_addresses of the started server (localhost)")
 	f.IntVar(&t.port, "port", 0, "port of the started server (the first free one from 5433)")
-	if err := cmd.MarkFlagRequired("to"); err != nil {
-		panic(err)
-	}
-	return cmd
 }
 
 // restoreDoc is how a restore ends.
@@ -207,25 +220,22 @@ type restoreDoc struct {
 	Opened *restore.Opened `json:"opened,omitempty"`
 }
 
-func (e *env) runRestore(ctx context.Context, cluster string, t *targetFlags) error {
+func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error {
 	target, err := t.target()
 	if err != nil {
 		return err
 	}
-	w, err := e.open(ctx)
+	w, repo, err := e.openForRestore(ctx, t)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	repo, err := w.repo(configs.Secret{File: t.identity})
-	if err != nil {
-		return err
+	var p restore.Plan
+	if planHash.MatchString(what) {
+		p, err = w.keptPlan(what)
+	} else {
+		p, err = w.plan(ctx, repo, what, target)
 	}
-	if len(repo.Data) == 0 {
-		return usage("restoring %s: no identity that opens data: give --identity FILE", cluster)
-	}
-	// A hash of 64 digits is a plan's: it is made again and must be the same.
-	p, err := w.plan(ctx, repo, cluster, target)
 	if err != nil {
 		return err
 	}
@@ -233,31 +243,61 @@ func (e *env) runRestore(ctx context.Context, cluster string, t *targetFlags) er
 	if err != nil {
 		return err
 	}
-	if !e.quiet && e.output == "text" {
-		fmt.Fprintf(e.err, "restoring %s to %s from snapshot %s; expected end %s; plan %s\n", cluster, target, p.Snapshot, p.ExpectedEnd.LSN, p.Hash[:12])
+	opt.Delta, opt.Tablespaces = t.delta, t.tablespaces
+	return e.carryOut(ctx, w, repo, p, opt, t)
+}
+
+// openForRestore opens the repository with an identity that opens data.
+func (e *env) openForRestore(ctx context.Context, t *targetFlags) (*world, restore.Repo, error) {
+	w, err := e.open(ctx)
+	if err != nil {
+		return nil, restore.Repo{}, err
 	}
-	bar := e.progress("restore of " + cluster)
+	repo, err := w.repo(configs.Secret{File: t.identity})
+	if err == nil && len(repo.Data) == 0 {
+		err = usage("restoring: no identity that opens data: give --identity FILE")
+	}
+	if err != nil {
+		return nil, repo, errors.Join(err, w.close())
+	}
+	return w, repo, nil
+}
+
+// carryOut does what a plan says, and tells of it.
+func (e *env) carryOut(ctx context.Context, w *world, repo restore.Repo, p restore.Plan, opt restore.Options, t *targetFlags) error {
+	if !e.quiet && e.output == "text" {
+		fmt.Fprintf(e.err, "restoring %s to %s from snapshot %s; expected end %s; plan %s\n", p.Cluster, p.Target, p.Snapshot, p.ExpectedEnd.LSN, p.Hash[:12])
+	}
+	e.keepPlan(w, p)
+	bar := e.progress("restore of " + p.Cluster)
 	opt.Progress = bar.restore
-	e.recordRestore(ctx, w, "restore.started", cluster, p)
-	room, err := restore.Prepare(ctx, repo, p, opt)
+	e.recordRestore(ctx, w, "restore.started", p.Cluster, p)
+	doc, err := restoreTo(ctx, repo, p, opt, t)
 	bar.end()
 	if err != nil {
-		e.recordRestore(ctx, w, "restore.finished", cluster, map[string]string{"plan": p.Hash, "error": err.Error()})
+		e.recordRestore(ctx, w, "restore.finished", p.Cluster, map[string]string{"plan": p.Hash, "error": err.Error()})
 		return restoreFault(err)
 	}
-	doc := restoreDoc{Result: room.Result}
-	if err := room.Close(ctx); err != nil {
-		return err
-	}
-	if t.start {
-		o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
-		if err != nil {
-			return err
-		}
-		doc.Opened = &o
-	}
-	e.recordRestore(ctx, w, "restore.finished", cluster, doc)
+	e.recordRestore(ctx, w, "restore.finished", p.Cluster, doc)
 	return e.print(doc, func(out io.Writer) { restoreText(out, doc, opt.To) })
+}
+
+func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt restore.Options, t *targetFlags) (doc restoreDoc, err error) {
+	if t.fetchOnly {
+		doc.Result, err = restore.Fetch(ctx, repo, p, opt)
+		return doc, err
+	}
+	room, err := restore.Prepare(ctx, repo, p, opt)
+	if err != nil {
+		return doc, err
+	}
+	doc.Result = room.Result
+	if err := room.Close(ctx); err != nil || !t.start {
+		return doc, err
+	}
+	o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
+	doc.Opened = &o
+	return doc, err
 }
 
 func (e *env) restoreOptions(w *world, repo restore.Repo, t *targetFlags) (restore.Options, error) {
@@ -272,6 +312,9 @@ func (e *env) restoreOptions(w *world, repo restore.Repo, t *targetFlags) (resto
 	return restore.Options{
 		To: to, Binaries: t.binaries, User: t.user, Program: self, Workers: max(2, w.cfg.Node.Limits.Workers),
 		Replay: w.replayer(repo.Data), Quarantine: t.quarantine,
+		Digests: func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
+			return w.digestKeys(ctx, epoch, repo.Data...)
+		},
 	}, nil
 }
 
@@ -279,7 +322,9 @@ func (e *env) restoreOptions(w *world, repo restore.Repo, t *targetFlags) (resto
 func restoreFault(err error) error {
 	switch {
 	case errors.Is(err, restore.ErrNotEmpty):
-		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, or discard what a restore left there: holdfast restore discard DIR"}
+		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, go over a stopped directory of this cluster with --delta, or discard what a restore left there: holdfast restore discard DIR"}
+	case errors.Is(err, restore.ErrRunning):
+		return &fault{exit: exitRefused, err: err, remedy: "stop that server first"}
 	case errors.Is(err, restore.ErrIncomplete):
 		return &fault{exit: exitNotHeld, err: err, remedy: "nothing was promoted; bring the zones back and run it again, or restore to an earlier moment"}
 	}
@@ -288,6 +333,14 @@ func restoreFault(err error) error {
 
 func restoreText(out io.Writer, d restoreDoc, to string) {
 	fmt.Fprintf(out, "restored to %s\n", d.RestoredTo)
+	if d.SavedWAL != "" {
+		fmt.Fprintf(out, "old WAL    put aside in %s: remove it when nothing in it is wanted\n", d.SavedWAL)
+	}
+	if !d.Complete {
+		fmt.Fprintf(out, "fetched    %s in %.1f s; nothing is recovered yet. Check it with: pg_verifybackup -n %s\n", size(d.Bytes), d.Seconds.Total, to)
+		fmt.Fprintf(out, "go on      holdfast restore resume %s\n", to)
+		return
+	}
 	fmt.Fprintf(out, "reached    %s (%s); expected %s: complete\n", d.Reached.LSN, clock(d.Reached.Time), d.Expected.LSN)
 	for _, t := range d.Tombstones {
 		was := "nothing of that project was in it"
