@@ -142,7 +142,7 @@ func (t *take) cache(r catalog.Ref, plain []byte) error {
 	}
 	dir, err := t.mapDir()
 	if err == nil {
-		err = durable.WriteFile(filepath.Join(dir, r.SHA256+".map"), plain, 0o600)
+		err = catalog.KeepMap(dir, r, plain)
 	}
 	if err != nil {
 		return fmt.Errorf("keep a page map for the next snapshot: %w", err)

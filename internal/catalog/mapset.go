@@ -2,10 +2,12 @@ package catalog
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"filippo.io/age"
@@ -213,10 +215,11 @@ func (s *MapSet) at(m int) *openMap {
 }
 
 func (s *MapSet) load(ctx context.Context, m *openMap, r Ref) error {
-	path := filepath.Join(s.dir, r.SHA256+".map")
-	plain, err := os.ReadFile(path)
-	if err != nil {
-		if plain, err = s.bring(ctx, path, r); err != nil {
+	path := keptMap(s.dir, r)
+	plain, ok := readKept(path)
+	if !ok {
+		var err error
+		if plain, err = s.bring(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -239,8 +242,27 @@ func (s *MapSet) load(ctx context.Context, m *openMap, r Ref) error {
 	return err
 }
 
-// bring fetches and opens a map object and leaves it at path for the next set.
-func (s *MapSet) bring(ctx context.Context, path string, r Ref) ([]byte, error) {
+func keptMap(dir string, r Ref) string { return filepath.Join(dir, r.SHA256+".map") }
+
+// KeepMap leaves the plaintext of the map object r in dir for the sets to come, its
+// SHA-256 behind it: what rots there must not get into the next snapshot's maps.
+func KeepMap(dir string, r Ref, plain []byte) error {
+	sum := sha256.Sum256(plain)
+	return durable.WriteFile(keptMap(dir, r), slices.Concat(plain, sum[:]), 0o600)
+}
+
+// readKept reads what KeepMap wrote; anything else is as good as not there.
+func readKept(path string) (plain []byte, ok bool) {
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) < sha256.Size {
+		return nil, false
+	}
+	plain = b[:len(b)-sha256.Size]
+	return plain, sha256.Sum256(plain) == [sha256.Size]byte(b[len(plain):])
+}
+
+// bring fetches and opens a map object and leaves it for the next set.
+func (s *MapSet) bring(ctx context.Context, r Ref) ([]byte, error) {
 	sealed, err := s.fetch(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("fetch the page map %s: %w", r.Name, err)
@@ -249,7 +271,7 @@ func (s *MapSet) bring(ctx context.Context, path string, r Ref) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open the page map %s: %w", r.Name, err)
 	}
-	if err := durable.WriteFile(path, plain, 0o600); err != nil {
+	if err := KeepMap(s.dir, r, plain); err != nil {
 		return nil, fmt.Errorf("keep the page map %s: %w", r.Name, err)
 	}
 	return plain, nil

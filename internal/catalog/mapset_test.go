@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
@@ -144,6 +143,18 @@ func TestMapSetGivesEachFileItsLeavesWithTheManifestsPacks(t *testing.T) {
 			t.Errorf("%s was fetched %d times", name, n)
 		}
 	}
+	rotten := keptMap(dir, m.refs[own.Map].Ref)
+	kept, err := os.ReadFile(rotten)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept[len(kept)/2] ^= 1
+	if err := os.WriteFile(rotten, kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, at, err := collect(m.set(dir, packs), f); err != nil || !reflect.DeepEqual(at, []uint32{2, 1, 0}) || m.fetched[m.refs[own.Map].Ref.Name] != 2 {
+		t.Errorf("a map that rotted in the directory: packs %v, %v, fetched %v", at, err, m.fetched)
+	}
 	m.objects = nil // what was opened once serves the next set
 	if firsts, _, err := collect(m.set(dir, packs), f); err != nil || len(firsts) != 3 {
 		t.Errorf("from the directory: leaves at %v, %v", firsts, err)
@@ -264,8 +275,7 @@ func FuzzMapSet(f *testing.F) {
 	f.Add([]byte(mapMagic+"\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00"), int64(1), int64(0), int64(6), 1)
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, plain []byte, size, off, n int64, count int) {
-		path := filepath.Join(dir, sumA+".map")
-		if err := os.WriteFile(path, plain, 0o600); err != nil {
+		if err := KeepMap(dir, Ref{SHA256: sumA}, plain); err != nil {
 			t.Fatal(err)
 		}
 		refuse := func(context.Context, Ref) ([]byte, error) { return nil, errors.New("not asked for") }
