@@ -27,7 +27,6 @@ type packer struct {
 	making *seal.PackWriter
 	off    int64     // where the next frame begins
 	packs  []ownPack // by number; with their names after wait
-	stored int64     // bytes of those that were sent by this process
 }
 
 // ownPack is a pack of the snapshot in the making.
@@ -111,7 +110,6 @@ func (p *packer) send() error {
 		p.mu.Lock()
 		p.packs[n].Ref = ref
 		own := p.packs[n]
-		p.stored += ref.Size
 		p.mu.Unlock()
 		return p.kept(n, own)
 	})

@@ -199,7 +199,7 @@ func (t *take) copyStretch(ctx context.Context, cut *cutter, s stretch, start ls
 	defer func() { _ = r.Close() }() // it was only read
 	r.Seek(s.offset())
 	check := s.f.verifier(start, r.Reread)
-	old, err := t.base.leaves(ctx, s.f.base, s.first, s.first+s.count)
+	old, err := t.known(ctx, s.f, s.first, s.first+s.count)
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func (t *take) copyControl(ctx context.Context, dir string, layout datadir.Layou
 func (t *take) copyBytes(ctx context.Context, cut *cutter, d datadir.File, data []byte) error {
 	d.Size = int64(len(data))
 	f := t.newFile(d)
-	old, err := t.base.leaves(ctx, f.base, 0, f.blocks())
+	old, err := t.known(ctx, f, 0, f.blocks())
 	if err != nil {
 		return err
 	}

@@ -79,6 +79,11 @@ type TakeConfig struct {
 	// is compared and every block is stored.
 	Identities []age.Identity
 	Full       bool
+	// Summaries lets the server of a stream say what changed since the snapshot
+	// before, by its WAL summaries (17.11 and 18.5 on); else it sends everything.
+	Summaries bool
+	// AnyMinor believes servers that are known to leave changes out (C-33): for tests.
+	AnyMinor bool
 	// RenewAfter is the age from which on no pack is referred to; 0: any.
 	RenewAfter time.Duration
 	Catalog    *catalog.Reader // of Store and Trust; nil: one of its own
@@ -177,15 +182,16 @@ func Take(ctx context.Context, cfg TakeConfig) (catalog.Snapshot, error) {
 
 // take is one snapshot in the making.
 type take struct {
-	cfg   TakeConfig
-	id    string
-	log   *zap.Logger
-	pace  pace
-	dir   string // for what is in the making
-	pack  *packer
-	srv   *server // the server's facts and connections
-	base  *base   // nil: every block is new
-	spool *leafSpool
+	cfg       TakeConfig
+	id        string
+	log       *zap.Logger
+	pace      pace
+	making    *making
+	pack      *packer
+	srv       *server           // the server's facts and connections
+	snapshots catalog.Snapshots // those there are
+	base      *base             // nil: every block is new
+	from      lsn.LSN           // no page of its packs is older
 
 	startedAt time.Time // this host's clock
 
@@ -214,15 +220,20 @@ func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
 	if err := t.describe(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}
-	if err := t.openSpool(); err != nil {
+	if err := t.openMaking(); err != nil {
 		return catalog.Snapshot{}, err
 	}
-	defer t.closeSpool()
+	snap, err := t.make(ctx)
+	t.closeMaking(err == nil)
+	return snap, err
+}
+
+func (t *take) make(ctx context.Context) (catalog.Snapshot, error) {
 	if err := t.openBase(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}
 	defer t.closeBase()
-	if err := t.putIntent(ctx); err != nil {
+	if err := t.begin(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}
 	if err := t.copy(ctx); err != nil {
@@ -253,6 +264,7 @@ func (t *take) copy(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	t.pack = newPacker(ctx, t.cfg.Data, t.putPack)
+	t.pack.packs, t.pack.kept = t.making.packs, t.making.sent
 	var watch sync.WaitGroup
 	started := func(at lsn.LSN) {
 		watch.Go(func() {

@@ -64,14 +64,14 @@ func (t *take) matches(h catalog.ManifestHeader) string {
 // openBase finds the newest snapshot that fits. That none can be read is no reason
 // to take none: then this one begins afresh.
 func (t *take) openBase(ctx context.Context) error {
+	var err error
+	if t.snapshots, err = t.cfg.Catalog.Snapshots(ctx, t.cfg.Cluster); err != nil {
+		return fmt.Errorf("look for the snapshot before: %w", err)
+	}
 	if t.cfg.Full || len(t.cfg.Identities) == 0 || t.cfg.Keys.Epoch == 0 {
 		return nil
 	}
-	list, err := t.cfg.Catalog.Snapshots(ctx, t.cfg.Cluster)
-	if err != nil {
-		return fmt.Errorf("look for the snapshot before: %w", err)
-	}
-	for _, s := range slices.Backward(list.List) {
+	for _, s := range slices.Backward(t.snapshots.List) {
 		if why := t.fits(s.Body); why != "" {
 			t.log.Info("not compared with an older snapshot", zap.String("older", s.Body.ID), zap.String("why", why))
 			continue
@@ -124,7 +124,7 @@ func (t *take) readBase(ctx context.Context, s catalog.Snapshot) (*base, error) 
 
 // mapDir is where opened maps lie: beyond one snapshot where there is a state.
 func (t *take) mapDir() (string, error) {
-	dir := filepath.Join(t.dir, "maps")
+	dir := filepath.Join(t.making.dir, "maps")
 	if t.cfg.State != "" {
 		dir = filepath.Join(t.cfg.State, "maps")
 	}
@@ -206,15 +206,22 @@ func (b *base) leaves(ctx context.Context, f *catalog.ManifestFile, from, to int
 		return nil, nil
 	}
 	err = b.maps.Places(ctx, *f, from, to, func(_ int64, l catalog.Leaf, at catalog.LeafRef) error {
-		o := &oldLeaf{leaf: l, at: at, size: f.Size, renew: make([]bool, len(l.Frames))}
 		for i := range l.Frames {
-			o.renew[i] = b.renew[l.Frames[i].Pack]
-			o.leaf.Frames[i].Pack |= basePack
+			l.Frames[i].Pack |= basePack
 		}
-		out = append(out, o)
+		out = append(out, &oldLeaf{leaf: l, at: at, size: f.Size, renew: b.renewed(l)})
 		return nil
 	})
 	return out, err
+}
+
+// renewed says of each frame of a leaf whether its blocks must be copied afresh.
+func (b *base) renewed(l catalog.Leaf) []bool {
+	renew := make([]bool, len(l.Frames))
+	for i, f := range l.Frames {
+		renew[i] = f.Pack&basePack != 0 && b.renew[f.Pack&^basePack]
+	}
+	return renew
 }
 
 // leafAt reads one leaf of the base's maps.
@@ -226,9 +233,10 @@ func (b *base) leafAt(ctx context.Context, p leafPlace) (catalog.Leaf, error) {
 	return l, err
 }
 
-// kept wants that nobody marked the base for removal while it was referred to (W5).
+// kept wants that nobody marked for removal what the snapshot refers to: the base,
+// and its own packs when an earlier process sent them (W5).
 func (t *take) kept(ctx context.Context) error {
-	if t.base == nil {
+	if t.base == nil && !t.making.resumed {
 		return nil
 	}
 	marks, err := t.cfg.Catalog.Forgotten(ctx, t.cfg.Cluster)
@@ -236,8 +244,10 @@ func (t *take) kept(ctx context.Context) error {
 		err = marks.Require()
 	}
 	for _, m := range marks.List {
-		if slices.Contains(m.Body.Snapshots, t.base.snap.ID) {
-			err = errors.Join(err, fmt.Errorf("snapshot %s was marked for removal by %s: take another", t.base.snap.ID, m.Body.ID))
+		for _, id := range m.Body.Snapshots {
+			if id == t.id || id == t.header.Base {
+				err = errors.Join(err, fmt.Errorf("snapshot %s was marked for removal by %s: take another", id, m.Body.ID))
+			}
 		}
 	}
 	if err != nil {

@@ -17,26 +17,25 @@ import (
 )
 
 // putIntent announces the snapshot before its first pack (W1).
-func (t *take) putIntent(ctx context.Context) error {
-	from, err := t.from(ctx)
-	if err != nil {
-		return err
+func (t *take) putIntent(ctx context.Context) (from lsn.LSN, err error) {
+	if from, err = t.whence(ctx); err != nil {
+		return 0, err
 	}
 	body, err := seal.SignNote(catalog.KindIntent, catalog.Intent{
 		Cluster: t.cfg.Cluster, ID: t.id, Epoch: t.cfg.Epoch, Node: t.cfg.Node, StartedAt: t.startedAt, Base: t.header.Base,
 		SystemID: t.srv.facts.SystemID, Timeline: t.srv.facts.Timeline, From: from,
 	}, t.cfg.Signer)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	_, err = t.put(ctx, catalog.IntentName(t.cfg.Cluster, t.id), body)
-	return err
+	return from, err
 }
 
-// from is a place in the log of which no page that will be read is older: files
+// whence is a place in the log of which no page that will be read is older: files
 // are as new as the checkpoint with which a primary begins the backup, and those
 // of a standby as its last restartpoint.
-func (t *take) from(ctx context.Context) (at lsn.LSN, err error) {
+func (t *take) whence(ctx context.Context) (at lsn.LSN, err error) {
 	var text string
 	err = t.srv.conn.Pgx().QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN (SELECT redo_lsn FROM pg_control_checkpoint())
 		ELSE pg_current_wal_insert_lsn() END)::text`).Scan(&text)
@@ -84,7 +83,10 @@ func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) 
 	if s.Objects, err = t.put(ctx, catalog.ObjectsName(t.cfg.Cluster, t.id), list); err != nil {
 		return s, fmt.Errorf("write the list of objects: %w", err)
 	}
-	s.NewBytes = t.pack.stored + s.Manifest.Size + s.Objects.Size
+	s.NewBytes = s.Manifest.Size + s.Objects.Size
+	for _, p := range t.pack.packs {
+		s.NewBytes += p.Ref.Size
+	}
 	for _, p := range m.maps {
 		s.NewBytes += p.Ref.Size
 	}

@@ -13,11 +13,20 @@ const basePack = 1 << 31
 
 // oldLeaf is a leaf of the base, or of an interrupted attempt.
 type oldLeaf struct {
-	leaf catalog.Leaf    // with basePack set where it applies
-	at   catalog.LeafRef // in a map of the base; Count 0: in the journal
-	size int64           // of the file that it describes
+	leaf    catalog.Leaf    // with basePack set where it applies
+	at      catalog.LeafRef // in a map of the base; Count 0: it is not there
+	spooled leafPlace       // in the spool, then
+	size    int64           // of the file that it describes
 	// renew says for each frame that its blocks must be copied afresh.
 	renew []bool
+}
+
+// place is where the leaf lies.
+func (o *oldLeaf) place() leafPlace {
+	if o.at.Count == 0 {
+		return o.spooled
+	}
+	return leafPlace{off: o.at.Off, len: int32(o.at.Len), base: int32(o.at.Map) + 1}
 }
 
 // leafMaker is a leaf in the making. Its builder is one goroutine; the frames may
@@ -117,6 +126,24 @@ func (m *leafMaker) refer(i int, r catalog.Run) {
 		m.mu.Unlock()
 	}
 	m.append(i, m.moved[r.Frame]-1, r.Off+(i-r.First)*page.Size)
+}
+
+// carry takes block i over from the old leaf, unread. digest is that of zeros.
+func (m *leafMaker) carry(i int, digest uint64) {
+	r, _ := m.oldRun(i)
+	if r.Frame != catalog.ZeroFrame {
+		m.refer(i, r)
+		return
+	}
+	m.leaf.Digests[i] = digest
+	m.append(i, catalog.ZeroFrame, 0)
+}
+
+// certain says that block i of the old leaf can be carried over when nothing
+// changed it: it is there, as long as it was, and need not be copied afresh.
+func (m *leafMaker) certain(i int) bool {
+	r, ok := m.oldRun(i)
+	return ok && m.bytes(i, m.old.size) == m.bytes(i, m.file.size) && (r.Frame == catalog.ZeroFrame || !m.old.renew[r.Frame])
 }
 
 // oldRun is the old leaf's run that holds block i; false when it has none.

@@ -114,7 +114,7 @@ func (m *mapper) move(f *file, first int64, p leafPlace) (catalog.LeafRef, error
 	var l catalog.Leaf
 	var err error
 	if p.base == 0 {
-		if l, err = m.t.spool.leaf(p); err == nil {
+		if l, err = m.t.making.spool.leaf(p); err == nil {
 			live(l, first, f.size, func(pack uint32, n int64) { m.live[pack] += n })
 		}
 	} else {
@@ -163,7 +163,9 @@ func (m *mapper) flush() error {
 // packs are those that the leaves refer to, the base's behind the snapshot's own.
 func (m *mapper) packs() (out []catalog.ManifestPack) {
 	for i, p := range m.t.pack.packs {
-		out = append(out, catalog.ManifestPack{N: i, Ref: p.Ref, Raw: p.Raw, Live: m.live[uint32(i)]})
+		if p.Ref.Name != "" { // else a process that was interrupted did not send it
+			out = append(out, catalog.ManifestPack{N: len(out), Ref: p.Ref, Raw: p.Raw, Live: m.live[uint32(i)]})
+		}
 	}
 	if m.t.base == nil {
 		return out

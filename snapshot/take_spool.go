@@ -6,13 +6,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
-	"path/filepath"
 	"sync"
 
-	"go.uber.org/zap"
-
 	"github.com/holdfast-dr/holdfast/internal/catalog"
-	"github.com/holdfast-dr/holdfast/internal/durable"
 )
 
 // leafSpool keeps the leaves of a snapshot in the making in a local file, in the order
@@ -34,32 +30,6 @@ const (
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// openSpool makes the directory for what is in the making and the spool in it.
-func (t *take) openSpool() error {
-	if t.cfg.State != "" {
-		if err := durable.MkdirAll(t.cfg.State, 0o700); err != nil {
-			return fmt.Errorf("make a directory for snapshots in the making: %w", err)
-		}
-	}
-	dir, err := os.MkdirTemp(t.cfg.State, "taking-")
-	if err != nil {
-		return fmt.Errorf("make a directory for the snapshot in the making: %w", err)
-	}
-	t.dir = dir
-	f, err := os.OpenFile(filepath.Join(dir, "leaves"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return errors.Join(fmt.Errorf("make a spool for page maps: %w", err), os.RemoveAll(dir))
-	}
-	t.spool = &leafSpool{f: f}
-	return nil
-}
-
-func (t *take) closeSpool() {
-	if err := errors.Join(t.spool.f.Close(), os.RemoveAll(t.dir)); err != nil {
-		t.log.Warn("what was in the making stays behind", zap.String("directory", t.dir), zap.Error(err))
-	}
-}
 
 // add writes leaves in one go and tells their files where they are.
 func (s *leafSpool) add(leaves []*leafMaker) error {
@@ -108,15 +78,14 @@ func (s *leafSpool) leaf(p leafPlace) (catalog.Leaf, error) {
 func (t *take) finished(leaves []*leafMaker) error {
 	fresh := leaves[:0]
 	for _, m := range leaves {
-		if m.changed || m.old.at.Count == 0 {
+		if m.changed {
 			fresh = append(fresh, m)
 			continue
 		}
-		at := m.old.at
-		m.file.leaves[m.first/catalog.LeafBlocks] = leafPlace{off: at.Off, len: int32(at.Len), base: int32(at.Map) + 1}
+		m.file.leaves[m.first/catalog.LeafBlocks] = m.old.place()
 	}
 	if len(fresh) == 0 {
 		return nil
 	}
-	return t.spool.add(fresh)
+	return t.making.spool.add(fresh)
 }

@@ -1,0 +1,173 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// watched counts what is sent by kind, and dies when the limit is reached: what
+// comes then is lost with the connection.
+type watched struct {
+	vault.Writer
+	cancel context.CancelCauseFunc
+	limit  int // packs; 0: none
+
+	mu    sync.Mutex
+	names []string
+}
+
+var errLost = errors.New("the connection is lost")
+
+func (w *watched) Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error) {
+	w.mu.Lock()
+	w.names = append(w.names, name)
+	over := w.limit > 0 && w.count("/packs/") > w.limit
+	w.mu.Unlock()
+	if over {
+		w.cancel(errLost)
+		return vault.Stored{}, errLost
+	}
+	return w.Writer.Put(ctx, name, body, opt)
+}
+
+func (w *watched) count(part string) (n int) {
+	for _, name := range w.names {
+		if strings.Contains(name, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// interrupt takes a snapshot of what fills four packs and loses it after two.
+func interrupt(t *testing.T, r *rig, pg *pgtest.Cluster) (id string) {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cfg := r.config(pg, SourceFiles)
+	store := &watched{Writer: r.vault.Writer(), cancel: cancel, limit: 2}
+	cfg.Store = store
+	if _, err := Take(ctx, cfg); !errors.Is(err, errLost) {
+		t.Fatalf("got %v, want that the connection is lost", err)
+	}
+	return strings.Split(store.names[0], "/")[3]
+}
+
+// noisy makes a table of n MiB that does not compress.
+func noisy(pg *pgtest.Cluster, table string, n int) {
+	pg.Exec("CREATE TABLE " + table + " (id int PRIMARY KEY, b bytea)")
+	pg.Exec("ALTER TABLE " + table + " ALTER b SET STORAGE EXTERNAL")
+	pg.Exec("INSERT INTO "+table+` SELECT i, (SELECT string_agg(sha512((i * 1000 + j)::text::bytea), '') FROM generate_series(1, 160) j)
+		FROM generate_series(1, $1) i`, n*100)
+}
+
+// C-16 and issue: what the quorum holds is not sent again.
+func TestAnInterruptedSnapshotGoesOnUnderItsOwnIDAndSendsNoPackTwice(t *testing.T) {
+	pg := startPG(t)
+	noisy(pg, "noise", 110)
+	pg.Exec("CHECKPOINT")
+	r := newRig(t)
+	id := interrupt(t, r, pg)
+	cfg := r.config(pg, SourceFiles)
+	store := &watched{Writer: r.vault.Writer()}
+	cfg.Store = store
+	s := r.take(cfg)
+	if s.ID != id || store.count("/packs/") > 3 || store.count("intent") > 0 {
+		t.Errorf("%s went on as %s and sent %d packs more: want the same id and at most 3 of about 4", id, s.ID, store.count("/packs/"))
+	}
+	r.holds(s, pg.DataDir)
+	if entries, err := os.ReadDir(filepath.Join(r.state, "making")); err == nil {
+		t.Errorf("%d entries are left in the making", len(entries))
+	}
+	if next := r.take(r.config(pg, SourceFiles)); next.ID == id || r.manifest(next).Header.Base != id {
+		t.Errorf("the next is %s on %s", next.ID, r.manifest(next).Header.Base)
+	}
+}
+
+func TestAnAttemptThatMayNotBeContinuedBeginsAfresh(t *testing.T) {
+	pg := startPG(t)
+	noisy(pg, "noise", 80)
+	pg.Exec("CHECKPOINT")
+	for name, change := range map[string]func(*rig, *TakeConfig, string){
+		"another key":     func(_ *rig, c *TakeConfig, _ string) { c.Keys.Epoch++ },
+		"another reader":  func(_ *rig, c *TakeConfig, _ string) { c.Fingerprints = []string{"x"} },
+		"another lineage": func(_ *rig, c *TakeConfig, _ string) { c.Epoch++ },
+		"another node":    func(_ *rig, c *TakeConfig, _ string) { c.State = t.TempDir() },
+		"too old": func(_ *rig, c *TakeConfig, _ string) {
+			now := c.Now
+			c.Now = func() time.Time { return now().Add(maxAttempt + 1) }
+		},
+		"marked for removal": func(r *rig, _ *TakeConfig, id string) { r.forget(id) },
+		"a spool that rotted": func(r *rig, _ *TakeConfig, _ string) {
+			noErr(t, os.WriteFile(filepath.Join(r.state, "making", "attempt.json"), []byte("{"), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			id := interrupt(t, r, pg)
+			cfg := r.config(pg, SourceFiles)
+			cfg.fill()
+			change(r, &cfg, id)
+			s := r.take(cfg)
+			if s.ID == id {
+				t.Error("it went on")
+			}
+			r.check(r.manifest(s))
+		})
+	}
+}
+
+func TestATornSpoolIsContinuedAsFarAsItIsWhole(t *testing.T) {
+	pg := startPG(t)
+	noisy(pg, "noise", 80)
+	pg.Exec("CHECKPOINT")
+	r := newRig(t)
+	id := interrupt(t, r, pg)
+	name := filepath.Join(r.state, "making", "leaves")
+	info, err := os.Stat(name)
+	noErr(t, err)
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	noErr(t, err)
+	_, err = f.WriteAt(make([]byte, 100), info.Size()/2)
+	noErr(t, errors.Join(err, f.Close()))
+	s := r.take(r.config(pg, SourceFiles))
+	if s.ID != id {
+		t.Errorf("%s went on as %s", id, s.ID)
+	}
+	r.holds(s, pg.DataDir)
+}
+
+func TestTwoSnapshotsOfOneClusterAreNotTakenAtOnceFromOneState(t *testing.T) {
+	pg := startPG(t)
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	var second error
+	cfg.Progress = func(p Progress) {
+		if p.Step == "commit" {
+			_, second = Take(t.Context(), r.config(pg, SourceFiles))
+		}
+	}
+	r.take(cfg)
+	if second == nil || !strings.Contains(second.Error(), "another snapshot") {
+		t.Errorf("the second: %v", second)
+	}
+}
+
+// forget marks a snapshot for removal.
+func (r *rig) forget(id string) {
+	r.t.Helper()
+	body, err := seal.SignNote(catalog.KindForgotten, catalog.Forgotten{Cluster: "main", ID: "mark", Snapshots: []string{id}}, r.signer)
+	noErr(r.t, err)
+	_, err = r.vault.Writer().Put(r.t.Context(), catalog.ForgottenName("main", "mark"), body, putOptions)
+	noErr(r.t, err)
+}
