@@ -161,6 +161,22 @@ func TestMapSetGivesEachFileItsLeavesWithTheManifestsPacks(t *testing.T) {
 	}
 }
 
+func TestMapsThatWereLoadedNeedNoZone(t *testing.T) {
+	m := newMaps(t)
+	f := ManifestFile{Path: "base/5/1", Size: (LeafBlocks + 3) * BlockSize, Leaves: []LeafRef{m.of(in(0, LeafBlocks)), m.of(in(0, 3))}}
+	s := m.set(t.TempDir(), packsNamed(0))
+	if err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.objects = nil
+	if firsts, _, err := collect(s, f); err != nil || len(firsts) != 2 {
+		t.Errorf("leaves at %v, %v", firsts, err)
+	}
+	if err := m.set(t.TempDir(), nil).Load(t.Context()); err == nil {
+		t.Error("maps that no zone has were loaded")
+	}
+}
+
 func TestPlacesGivesTheLeavesOfAStretchAndWhereEachLies(t *testing.T) {
 	m := newMaps(t)
 	f := ManifestFile{Path: "base/5/1", Size: (4*LeafBlocks + 1) * BlockSize}
@@ -172,14 +188,14 @@ func TestPlacesGivesTheLeavesOfAStretchAndWhereEachLies(t *testing.T) {
 		var got []int64
 		err := s.Places(t.Context(), f, c.from, c.to, func(first int64, l Leaf, at LeafRef) error {
 			got = append(got, first)
-			one := f
-			one.Size, one.Leaves = int64(l.Blocks)*BlockSize, []LeafRef{at}
-			return s.Leaves(t.Context(), one, func(_ int64, again Leaf) error {
-				if !reflect.DeepEqual(l, again) {
-					t.Errorf("the leaf at block %d is another than the one at %+v", first, at)
-				}
-				return nil
-			})
+			if again, err := s.Leaf(t.Context(), at); err != nil || !reflect.DeepEqual(l, again) {
+				t.Errorf("the leaf at block %d is another than the one at %+v: %v", first, at, err)
+			}
+			at.Len++
+			if _, err := s.Leaf(t.Context(), at); err == nil {
+				t.Errorf("a leaf with a byte behind it, at %+v, passed", at)
+			}
+			return nil
 		})
 		if err != nil || int64(len(got)) != c.count || got[0] != c.first {
 			t.Errorf("blocks %d to %d: leaves at %v, %v", c.from, c.to, got, err)
