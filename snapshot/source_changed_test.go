@@ -1,0 +1,128 @@
+package snapshot
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+)
+
+// sameFiles wants two snapshots of an idle server to restore to the same bytes, but
+// for what a checkpoint between them changes and, in minors below the gate, for
+// visibility maps: their summaries leave cleared bits out (C-33).
+func (r *rig) sameFiles(a, b catalog.Snapshot) {
+	r.t.Helper()
+	dirs := []string{r.t.TempDir(), r.t.TempDir()}
+	r.unpack(r.manifest(a), dirs[0])
+	r.unpack(r.manifest(b), dirs[1])
+	noErr(r.t, filepath.WalkDir(dirs[1], func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(dirs[1], path)
+		if err != nil || d.IsDir() || rel == "backup_label" || rel == "global/pg_control" || strings.HasSuffix(rel, "_vm") {
+			return err
+		}
+		want, err := os.ReadFile(path)
+		noErr(r.t, err)
+		got, err := os.ReadFile(filepath.Join(dirs[0], rel))
+		if err != nil || !bytes.Equal(got, want) {
+			r.t.Errorf("%s: %d bytes, want %d, or others: %v", rel, len(got), len(want), err)
+		}
+		return nil
+	}))
+}
+
+// readBy takes a snapshot and says how many bytes of files were read for it.
+func (r *rig) readBy(cfg TakeConfig) (s catalog.Snapshot, read int64) {
+	r.t.Helper()
+	cfg.Progress = func(p Progress) { read = p.Done }
+	return r.take(cfg), read
+}
+
+// C-28, C-30, C-33: the server says what changed, only that is read, and what is
+// committed is complete: it equals a snapshot of everything and a server starts
+// from it. What ages is copied afresh all the same.
+func TestASnapshotByTheServersSummariesEqualsAFullOne(t *testing.T) {
+	for _, major := range slices.DeleteFunc(pgtest.Installed(), func(m int) bool { return m < 17 }) {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			pg := startPG(t, pgtest.WithMajor(major), pgtest.WithTablespace(), pgtest.WithSetting("summarize_wal", "on"), pgtest.WithSetting("autovacuum", "off"))
+			fill(pg, "steady", 20000)
+			fill(pg, "goes", 3000)
+			fill(pg, "shrinks", 6000)
+			pg.Exec("CREATE TABLE away TABLESPACE side AS SELECT * FROM steady WHERE id < 3000")
+			pg.Exec("VACUUM")
+			r := newRig(t)
+			cfg := r.config(pg, SourceStream)
+			cfg.Summaries, cfg.AnyMinor, cfg.RenewAfter = true, true, 30*24*time.Hour
+			r.take(cfg)
+			for _, sql := range []string{
+				"UPDATE steady SET pad = 'new' WHERE id % 4000 = 7", "DROP TABLE goes", "DELETE FROM shrinks WHERE id > 2000", "VACUUM shrinks",
+				"CREATE TABLE fresh AS SELECT generate_series(1, 20000) i", "UPDATE away SET pad = 'new' WHERE id = 9",
+				"CREATE DATABASE copied STRATEGY file_copy", "CREATE DATABASE logged STRATEGY wal_log",
+			} {
+				pg.Exec(sql)
+			}
+			second, read := r.readBy(cfg)
+			m := r.manifest(second)
+			r.check(m)
+			if m.Header.Base == "" || second.Pages.Bad > 0 || second.Pages.Skipped == 0 {
+				t.Errorf("base %q, pages %+v", m.Header.Base, second.Pages)
+			}
+			full := cfg
+			full.Full = true
+			whole, all := r.readBy(full)
+			r.sameFiles(second, whole)
+			if read > all*3/5 {
+				t.Errorf("%d of %d bytes were read", read, all)
+			}
+			r.aged(cfg, whole)
+			copied := r.revive(second, pg)
+			if got, want := pgtest.Value[int64](copied, "SELECT count(*) FROM steady WHERE pad = 'new'"), int64(5); got != want {
+				t.Errorf("%d rows, want %d", got, want)
+			}
+		})
+	}
+}
+
+// aged takes another snapshot when all packs of the one before are too old.
+func (r *rig) aged(cfg TakeConfig, before catalog.Snapshot) {
+	r.t.Helper()
+	cfg.Now = func() time.Time { return time.Now().Add(31 * 24 * time.Hour) }
+	s := r.take(cfg)
+	m := r.manifest(s)
+	r.check(m)
+	for _, p := range m.Packs {
+		if strings.Contains(p.Ref.Name, before.ID) {
+			r.t.Errorf("%s is referred to, and older than renew_after", p.Ref.Name)
+		}
+	}
+	if m.Header.Base != before.ID {
+		r.t.Errorf("base %q, want %s", m.Header.Base, before.ID)
+	}
+	r.sameFiles(s, before)
+}
+
+// C-33: where the server cannot be believed, or has nothing to say, everything is
+// read, and the snapshot is none the worse.
+func TestAServerWithoutSummariesSendsEverything(t *testing.T) {
+	pg := startPG(t, pgtest.WithMajor(17), pgtest.WithSetting("autovacuum", "off"))
+	fill(pg, "steady", 2000)
+	r := newRig(t)
+	cfg := r.config(pg, SourceStream)
+	cfg.Summaries = true
+	first, all := r.readBy(cfg)
+	for name, anyMinor := range map[string]bool{"summarize_wal is off": true, "an old minor": false} {
+		cfg.AnyMinor = anyMinor
+		s, read := r.readBy(cfg)
+		if read < all*9/10 || s.Suspect {
+			t.Errorf("%s: %d bytes were read, %d by the first", name, read, all)
+		}
+		r.sameFiles(s, first)
+	}
+}
