@@ -117,7 +117,9 @@ func TestBackFillBringsBackOfAForgottenSnapshotWhatIsNeededAndNothingElse(t *tes
 	s.snapshot("base", needed, leaves, dead)
 	s.snapshot("next", needed, leaves)
 	s.signed(catalog.ForgottenName("main", "m"), catalog.KindForgotten, catalog.Forgotten{Cluster: "main", ID: "m", Snapshots: []string{"base"}})
-	s.await("all zones have all", func() bool { return s.vault.Behind()["a"]+s.vault.Behind()["b"]+s.vault.Behind()["c"] == 0 && s.has(2, dead) })
+	s.await("all zones have all", func() bool {
+		return s.vault.Behind()["a"]+s.vault.Behind()["b"]+s.vault.Behind()["c"] == 0 && s.has(2, dead)
+	})
 	s.refreshMarks(t.Context())
 	s.lose(2, needed, leaves, dead)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -156,7 +158,9 @@ func TestScrubLooksAtMapsAndAtPacksOfForgottenSnapshots(t *testing.T) {
 	s.snapshot("base", needed)
 	s.snapshot("next", needed, leaves)
 	s.signed(catalog.ForgottenName("main", "m"), catalog.KindForgotten, catalog.Forgotten{Cluster: "main", ID: "m", Snapshots: []string{"base"}})
-	s.await("all zones have all", func() bool { return s.vault.Behind()["a"]+s.vault.Behind()["b"]+s.vault.Behind()["c"] == 0 && s.has(2, leaves) })
+	s.await("all zones have all", func() bool {
+		return s.vault.Behind()["a"]+s.vault.Behind()["b"]+s.vault.Behind()["c"] == 0 && s.has(2, leaves)
+	})
 	s.lose(0, leaves)
 	s.lose(1, needed)
 	doc, err := s.scrub(t.Context(), "", &progress{})
