@@ -187,6 +187,64 @@ func TestBreakGlassNamesTheDeletedInBigLettersAndFindsTheirKeys(t *testing.T) {
 	}
 }
 
+// C-73: who can write to the zone and has the recipients can seal any manifest.
+func TestBreakGlassWritesNothingBesideItsDirectories(t *testing.T) {
+	g := openGolden(t)
+	notes, _ := g.snapshots()
+	plain := g.blob(notes[1].Manifest)
+	for from, to := range map[string]string{
+		`"path":"PG_VERSION"`:        `"path":"../PG_VERSION"`,
+		`"path":"base/5/1259"`:       `"path":"base/../../../1259"`,
+		`"path":"global/pg_control"`: `"path":"pg_tblspc/16400"`,
+		`"path":"pg_notify"`:         `"path":"../pg_notify"`,
+		`"path":"pg_tblspc/16400/`:   `"path":"pg_tblspc/16400/../../../`,
+		`"path":"/etc/`:              `"path":"/../../etc/`,
+		`"leaves":[[1,0,8332,1]`:     `"leaves":[[1,1,8331,1]`,
+		`"oid":16400`:                `"oid":"../16400"`,
+	} {
+		zone, dir := copyOfGolden(t), t.TempDir()
+		forged := bytes.Replace(plain, []byte(from), []byte(to), 1)
+		if bytes.Equal(forged, plain) {
+			t.Fatalf("the manifest has no %s", from)
+		}
+		forge(t, g, zone, notes[1], forged)
+		out, err := breakGlass(t, zone, filepath.Join(dir, "in/data"), "--snapshot", notes[1].ID)
+		if err == nil || strings.Contains(out, "Traceback") || strings.Contains(out, "is missing or not of") {
+			t.Errorf("%s: %v: %s", to, err, out)
+		}
+		entries := must(os.ReadDir(dir))(t)
+		inside := must(filepath.Glob(filepath.Join(dir, "in/*")))(t)
+		for _, p := range inside {
+			if !strings.HasPrefix(filepath.Base(p), "data") {
+				entries = append(entries, nil)
+			}
+		}
+		if len(entries) > 1 {
+			t.Errorf("%s: %q and %q were made", to, entries, inside)
+		}
+	}
+}
+
+// forge puts another manifest into a zone, with a list and a note that name it,
+// unsigned.
+func forge(t *testing.T, g *golden, zone string, s catalog.Snapshot, manifest []byte) {
+	t.Helper()
+	put := func(name string, data []byte) catalog.Ref {
+		if err := os.WriteFile(filepath.Join(zone, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return catalog.Ref{Name: name, Size: int64(len(data)), SHA256: hexSum(data)}
+	}
+	refs := must(catalog.DecodeObjects(bytes.NewReader(g.get(s.Objects))))(t)
+	to := must(seal.ParseRecipients([]string{must(seal.RecipientOf(g.ids[0]))(t)}))(t)
+	at := slices.Index(refs, s.Manifest)
+	s.Manifest = put(s.Manifest.Name, must(seal.SealBlob(manifest, to))(t))
+	refs[at] = s.Manifest
+	s.Objects = put(s.Objects.Name, must(catalog.EncodeObjects(refs))(t))
+	body := must(seal.CanonicalJSON(s))(t)
+	put(catalog.SnapshotName(goldenCluster, s.ID), []byte("holdfast snapshot v1\n"+string(body)+"\n\n— db1 AAAA\n"))
+}
+
 func TestBreakGlassReplacesNothing(t *testing.T) {
 	zone := copyOfGolden(t)
 	for _, occupied := range []string{"", ".outside", ".tablespaces/16400"} {

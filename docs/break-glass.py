@@ -16,6 +16,7 @@ import argparse, base64, binascii, collections, contextlib, datetime, hashlib, h
 
 BLOCK = 8192        # a page; a file's last block may be shorter
 ZEROS = 0xFFFF      # the frame of a run of blocks that are all zero
+CONTROL = "global/pg_control"
 ENDLESS = 1 << 64   # where a timeline ends that was never left
 
 
@@ -557,8 +558,8 @@ class Tree:
         self.root, self.manifest = os.path.abspath(o.to), manifest
         self.outside = self.root + ".outside"
         given = dict(t.split("=", 1) for t in o.tablespace if "=" in t)
-        self.spaces = {str(t["oid"]): os.path.abspath(given.pop(str(t["oid"]), f"{self.root}.tablespaces/{t['oid']}"))
-                       for t in manifest.head.get("tablespaces") or [] if not t.get("in_place")}
+        oids = ["%d" % t["oid"] for t in manifest.head.get("tablespaces") or [] if not t.get("in_place")]
+        self.spaces = {oid: os.path.abspath(given.pop(oid, f"{self.root}.tablespaces/{oid}")) for oid in oids}
         if given or any("=" not in t for t in o.tablespace):
             fail(f"--tablespace: want OID=DIR, and OID one of {', '.join(self.spaces) or 'none: the snapshot has no tablespaces'}")
         for where in [self.root, self.outside, *self.spaces.values()]:
@@ -572,7 +573,7 @@ class Tree:
     def path(self, f):
         if f.get("outside"):
             return below(self.outside, f["path"].lstrip("/"))
-        return below(self.root, f["path"]) + (".last" if f["kind"] == "control" else "")
+        return below(self.root, f["path"]) + (".last" if f["path"] == CONTROL else "")
 
     def make(self):
         """Directories, links of tablespaces, and every file at its size, all zeros."""
@@ -634,7 +635,7 @@ class Tree:
             os.chmod(self.path(f), f["mode"])
         os.sync()
         for f in self.manifest.files:
-            if f["kind"] == "control":
+            if f["path"] == CONTROL:
                 os.rename(self.path(f), below(self.root, f["path"]))
 
     def bring_outside(self):
@@ -827,4 +828,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as e:
+        fail(str(e))
+    except (IndexError, KeyError, TypeError, ValueError, struct.error) as e:
+        fail(f"an object holds what format 1 does not allow ({e!r}): take the snapshot from another zone, or an older one with --snapshot")
