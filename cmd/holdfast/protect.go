@@ -289,6 +289,7 @@ func (p *protected) take(ctx context.Context, full bool, progress func(snapshot.
 		Data: w.data, Index: w.indexTo, Fingerprints: w.fingerprints(), Level: p.cfg.Snapshots.Level,
 		Workers: w.cfg.Node.Limits.Workers, Rate: int64(w.cfg.Node.Limits.Upload), WAL: s.archive, WALRefs: s.archive.WALRefs,
 		State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, Full: full, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,
+		Summaries: p.cfg.Snapshots.Summaries,
 		Progress: progress, Log: w.log.Named("snapshot"), Now: w.now,
 	}
 	if until := w.lockUntil(p.cfg); until != nil {
