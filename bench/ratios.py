@@ -3,9 +3,9 @@
 
     bench/ratios.py rows.jsonl
 
-Medians. A restore of Holdfast's ends with a promoted server: "files" compares
-the time until the files are back, "promoted" a peer's restore and its start with
-all of Holdfast's.
+Medians. "restore" is until the files are back, "promoted" until the server is out
+of recovery and takes writes: Holdfast replays and promotes itself, of the others
+it is their restore and the server's start on it.
 """
 import json, statistics, sys
 
@@ -13,7 +13,7 @@ OURS = ("holdfast", "holdfast3")
 # step, peer, at least so many times as fast, at most this share of its bytes
 TARGETS = [
     ("full", "pgbackrest", 1.5, 1.10), ("full", "pgbackrest1", 1.1, 1.03), ("incr", "pgbackrest", 4.0, 0.25),
-    ("restore, files", "pgbackrest", 2.0, None), ("delta, files", "pgbackrest", 1.5, None),
+    ("restore", "pgbackrest", 2.0, None), ("delta", "pgbackrest", 1.5, None),
 ]
 MEMORY = 256 * 1.048576  # MB
 
@@ -29,16 +29,14 @@ def medians(path):
 
 
 def derived(med):
-    """The steps that are compared: a restore's files, and a restore until it is promoted."""
+    """The steps that are compared: start counts from the restore's beginning."""
     out = {}
     for (repo, step, tool), m in med.items():
-        if step in ("full", "incr"):
+        if step != "start":
             out[repo, step, tool] = m
-        if step in ("restore", "delta"):
-            out[repo, f"{step}, files", tool] = {**m, "wall": m.get("files_s", m["wall"])}
-        if step == "restore":
-            start = 0 if "files_s" in m else med.get((repo, "start", tool), {}).get("wall", 0)
-            out[repo, "restore, promoted", tool] = {**m, "wall": m["wall"] + start}
+        elif (repo, "restore", tool) in med:
+            before = med[repo, "restore", tool]
+            out[repo, "promoted", tool] = {**before, "wall": before["wall"] + m["wall"]}
     return out
 
 

@@ -51,8 +51,8 @@ setup() {
 daemon() { cat "$BENCH_DIR/pid"; }
 backup_full() { echo "$(hf) --quiet snapshot take bench"; }
 backup_incr() { backup_full; } # every snapshot but the first is incremental
-restore_full() { echo "$(hf) --quiet --output json restore run bench --to $1 --identity $BENCH_DIR/data --binaries $PGBIN"; }
+into() { echo "--identity $BENCH_DIR/data --binaries $PGBIN"; }
+restore_full() { echo "$(hf) --quiet restore run bench --to $1 --fetch-only $(into)"; }
 restore_delta() { echo "$(restore_full "$1") --delta"; }
-# A restore replays and promotes as well; of its time, this much is for the files alone.
-files_seconds() { echo "python3 -c 'import json,sys; t=sys.stdin.read(); print(json.loads(t[t.index(\"{\"):])[\"seconds\"][\"fetch\"])'"; }
+restore_replay() { echo "$(hf) --quiet restore resume $1 $(into)"; }
 teardown() { echo "kill \$(cat $BENCH_DIR/pid) && for i in \$(seq 100); do kill -0 \$(cat $BENCH_DIR/pid) 2>/dev/null || break; sleep 0.1; done; psql -Xqc \"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '$(basename "$BENCH_DIR" | tr - _)'\""; }
