@@ -17,8 +17,7 @@ const ManifestFormat = 1
 
 // Bounds of one manifest, so that a reader of hostile bytes stays small.
 const (
-	maxManifestLine = 32 << 20 // bytes; a file of 1 MiB extents can then hold 500 GB
-	MaxPackFrames   = 4096     // frames in one pack
+	maxManifestLine = 32 << 20 // bytes; a file of terabytes has a line of a few
 	maxFrameRaw     = 1 << 20  // raw bytes in one frame
 )
 
@@ -142,10 +141,8 @@ type Relation struct {
 type ManifestPack struct {
 	N    int   `json:"n"` // its place in Packs
 	Ref  Ref   `json:"ref"`
-	Raw  int64 `json:"raw,omitempty"`  // raw bytes of all its frames
-	Live int64 `json:"live,omitempty"` // of these, what this snapshot refers to
-	// Frames are those that files' Extents name.
-	Frames []Frame `json:"frames,omitempty"`
+	Raw  int64 `json:"raw"`  // raw bytes of all its frames
+	Live int64 `json:"live"` // of these, what this snapshot refers to
 }
 
 // ManifestMap is a map object, of this snapshot or an older one.
@@ -179,15 +176,7 @@ func (r *LeafRef) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Frame is one compressed piece of a pack's plaintext.
-type Frame struct {
-	Off    int64  `json:"off"` // in the compressed plaintext
-	Len    int64  `json:"len"` // of the compressed bytes
-	Raw    int    `json:"raw"` // decompressed size
-	SHA256 string `json:"sha256"`
-}
-
-// ManifestFile is one file of the snapshot. Extents in order give its Size bytes.
+// ManifestFile is one file of the snapshot. Its leaves in order describe its Size bytes.
 type ManifestFile struct {
 	// Path is relative to the data directory, with slashes. With Outside it is
 	// the absolute path of a configuration file that lies elsewhere (C-15): a
@@ -197,25 +186,15 @@ type ManifestFile struct {
 	Mode    uint32    `json:"mode"` // permission bits
 	MTime   time.Time `json:"mtime"`
 	Kind    string    `json:"kind"`
-	SHA256  string    `json:"sha256,omitempty"` // of the whole file, with Extents
-	Extents []Extent  `json:"extents,omitempty"`
 	Leaves  []LeafRef `json:"leaves,omitempty"` // its page map, in order
 	Outside bool      `json:"outside,omitempty"`
 	// Bad lists blocks (counted from the file's start) whose checksum failed: the first ones.
 	Bad []int64 `json:"bad,omitempty"`
 }
 
-// Extent is a stretch of a file inside one frame.
-type Extent struct {
-	Pack  int `json:"p"` // ManifestPack.N
-	Frame int `json:"f"` // its place in Frames
-	Off   int `json:"o"` // in the frame's raw bytes
-	Len   int `json:"n"`
-}
-
 type manifestEnd struct {
 	Packs int `json:"packs"`
-	Maps  int `json:"maps,omitempty"`
+	Maps  int `json:"maps"`
 	Files int `json:"files"`
 }
 
@@ -284,7 +263,7 @@ func (m *ManifestWriter) line(v any) error {
 }
 
 // ManifestReader reads what ManifestWriter wrote, and believes nothing: paths
-// stay inside, extents lie in frames that were told before and add up.
+// stay inside, leaves lie in maps that were told before and are as many as due.
 type ManifestReader struct {
 	Header ManifestHeader
 	s      *bufio.Scanner

@@ -13,34 +13,23 @@ var hex64 = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // manifestCheck holds what the lines so far allow the next one to say.
 type manifestCheck struct {
-	seen   manifestEnd
-	frames [][]int32 // raw sizes by pack and frame
-	maps   []int64   // bytes of leaves
-	last   string    // path of the file before
+	seen manifestEnd
+	maps []int64 // bytes of leaves
+	last string  // path of the file before
 }
 
 func (c *manifestCheck) pack(p ManifestPack) error {
 	switch {
 	case c.seen.Files > 0 || c.seen.Maps > 0:
 		return errors.New("a pack after the first map or file")
-	case p.Raw < 0 || p.Live < 0 || p.Live > p.Raw && p.Raw > 0:
+	case p.Raw < 0 || p.Live < 0 || p.Live > p.Raw:
 		return fmt.Errorf("pack %d has %d raw bytes, %d of them in use", p.N, p.Raw, p.Live)
 	case p.N != c.seen.Packs:
 		return fmt.Errorf("pack %d where %d is due", p.N, c.seen.Packs)
-	case len(p.Frames) > MaxPackFrames:
-		return fmt.Errorf("pack %d has %d frames, at most %d are allowed", p.N, len(p.Frames), MaxPackFrames)
 	}
 	if err := checkRef(p.Ref); err != nil {
 		return fmt.Errorf("pack %d: %w", p.N, err)
 	}
-	raw, end := make([]int32, len(p.Frames)), int64(0)
-	for i, f := range p.Frames {
-		if f.Raw < 1 || f.Raw > maxFrameRaw || f.Off != end || f.Len < 1 || f.Len > 2*maxFrameRaw || !hex64.MatchString(f.SHA256) {
-			return fmt.Errorf("pack %d, frame %d: offset %d, length %d, %d raw bytes or digest %q cannot be", p.N, i, f.Off, f.Len, f.Raw, f.SHA256)
-		}
-		raw[i], end = int32(f.Raw), f.Off+f.Len
-	}
-	c.frames = append(c.frames, raw)
 	c.seen.Packs++
 	return nil
 }
@@ -79,11 +68,7 @@ func (c *manifestCheck) file(f ManifestFile) error {
 	if f.Size < 0 || f.Mode&^0o7777 != 0 {
 		return fmt.Errorf("file %q: size %d or mode %o cannot be", f.Path, f.Size, f.Mode)
 	}
-	places := c.leaves
-	if f.SHA256 != "" {
-		places = c.extents
-	}
-	if err := places(f); err != nil {
+	if err := c.leaves(f); err != nil {
 		return err
 	}
 	c.last = f.Path
@@ -103,27 +88,6 @@ func (c *manifestCheck) leaves(f ManifestFile) error {
 	}
 	if want := (blocksOf(f.Size) + LeafBlocks - 1) / LeafBlocks; count != want {
 		return fmt.Errorf("file %q of %d bytes: its page map has %d leaves, want %d", f.Path, f.Size, count, want)
-	}
-	return nil
-}
-
-func (c *manifestCheck) extents(f ManifestFile) error {
-	if !hex64.MatchString(f.SHA256) {
-		return fmt.Errorf("file %q: digest %q cannot be", f.Path, f.SHA256)
-	}
-	var sum int64
-	for i, e := range f.Extents {
-		if e.Pack < 0 || e.Pack >= len(c.frames) || e.Frame < 0 || e.Frame >= len(c.frames[e.Pack]) {
-			return fmt.Errorf("file %q, extent %d: there is no frame %d in pack %d", f.Path, i, e.Frame, e.Pack)
-		}
-		raw := int(c.frames[e.Pack][e.Frame])
-		if e.Off < 0 || e.Len < 1 || e.Off > raw || e.Len > raw-e.Off {
-			return fmt.Errorf("file %q, extent %d: bytes %d+%d of a frame of %d", f.Path, i, e.Off, e.Len, raw)
-		}
-		sum += int64(e.Len)
-	}
-	if sum != f.Size {
-		return fmt.Errorf("file %q: its extents hold %d bytes of %d", f.Path, sum, f.Size)
 	}
 	return nil
 }

@@ -25,14 +25,12 @@ func sampleManifest() Manifest {
 			Facts:       ServerFacts{SystemID: "72", Major: 15, StartLSN: 0x2000028, HotStandby: map[string]string{"max_connections": "100"}},
 			Inventory:   Inventory{Databases: []Database{{OID: 5, Name: "postgres", Relations: []Relation{{"public", "t", "r", "p"}}}}},
 		},
-		Packs: []ManifestPack{{
-			Ref:    Ref{Name: "clusters/main/snapshots/x/packs/0-aa.age", Size: 99, SHA256: sumA},
-			Frames: []Frame{{Off: 0, Len: 10, Raw: 8192, SHA256: sumA}, {Off: 10, Len: 9, Raw: 100, SHA256: sumB}},
-		}},
+		Packs: []ManifestPack{{Ref: Ref{Name: "clusters/main/snapshots/x/packs/0-aa.age", Size: 99, SHA256: sumA}, Raw: 8292, Live: 8292}},
+		Maps:  []ManifestMap{{Ref: Ref{Name: "clusters/main/snapshots/x/maps/0-aa.age", Size: 99, SHA256: sumB}, Raw: 300, Live: 300}},
 		Files: []ManifestFile{
-			{Path: "/etc/postgresql/postgresql.conf", Size: 50, Mode: 0o644, MTime: at, Kind: FileOther, SHA256: sumA, Extents: []Extent{{0, 1, 50, 50}}, Outside: true},
-			{Path: "PG_VERSION", Mode: 0o600, MTime: at, Kind: FileOther, SHA256: sumB},
-			{Path: "base/5/1259", Size: 8242, Mode: 0o600, MTime: at, Kind: FileRelation, SHA256: sumB, Extents: []Extent{{0, 0, 0, 8192}, {0, 1, 0, 50}}, Bad: []int64{0}},
+			{Path: "/etc/postgresql/postgresql.conf", Size: 50, Mode: 0o644, MTime: at, Kind: FileOther, Leaves: []LeafRef{{0, 0, 100, 1}}, Outside: true},
+			{Path: "PG_VERSION", Mode: 0o600, MTime: at, Kind: FileOther},
+			{Path: "base/5/1259", Size: 8242, Mode: 0o600, MTime: at, Kind: FileRelation, Leaves: []LeafRef{{0, 100, 200, 1}}, Bad: []int64{0}},
 		},
 	}
 }
@@ -69,24 +67,15 @@ func TestManifestCutAnywhereIsRefused(t *testing.T) {
 // C-73
 func TestManifestThatLiesIsRefused(t *testing.T) {
 	for name, spoil := range map[string]func(*Manifest){
-		"file above the data directory":  func(m *Manifest) { m.Files[1].Path = "../PG_VERSION" },
-		"file in the middle going up":    func(m *Manifest) { m.Files[1].Path = "PG/../../x" },
-		"absolute path not outside":      func(m *Manifest) { m.Files[0].Outside = false },
-		"outside but relative":           func(m *Manifest) { m.Files[1].Outside = true },
-		"NUL in a path":                  func(m *Manifest) { m.Files[1].Path = "PG\x00" },
-		"same path twice":                func(m *Manifest) { m.Files[2].Path = "PG_VERSION" },
-		"extent in no pack":              func(m *Manifest) { m.Files[2].Extents[0].Pack = 1 },
-		"extent in a negative pack":      func(m *Manifest) { m.Files[2].Extents[0].Pack = -1 },
-		"extent in no frame":             func(m *Manifest) { m.Files[2].Extents[0].Frame = 2 },
-		"extent beyond its frame":        func(m *Manifest) { m.Files[2].Extents[0].Off = 1 },
-		"extents that do not add up":     func(m *Manifest) { m.Files[2].Size++ },
-		"unknown kind":                   func(m *Manifest) { m.Files[2].Kind = "pipe" },
-		"frame over the bound":           func(m *Manifest) { m.Packs[0].Frames[0].Raw = 1<<20 + 1 },
-		"frames that overlap":            func(m *Manifest) { m.Packs[0].Frames[1].Off = 9 },
-		"pack out of turn":               func(m *Manifest) { m.Packs[0].N = 3 },
-		"pack whose name leaves":         func(m *Manifest) { m.Packs[0].Ref.Name = "../x" },
-		"file digest that is no SHA-256": func(m *Manifest) { m.Files[1].SHA256 = "aa" },
-		"too many frames":                func(m *Manifest) { m.Packs[0].Frames = make([]Frame, MaxPackFrames+1) },
+		"file above the data directory": func(m *Manifest) { m.Files[1].Path = "../PG_VERSION" },
+		"file in the middle going up":   func(m *Manifest) { m.Files[1].Path = "PG/../../x" },
+		"absolute path not outside":     func(m *Manifest) { m.Files[0].Outside = false },
+		"outside but relative":          func(m *Manifest) { m.Files[1].Outside = true },
+		"NUL in a path":                 func(m *Manifest) { m.Files[1].Path = "PG\x00" },
+		"same path twice":               func(m *Manifest) { m.Files[2].Path = "PG_VERSION" },
+		"unknown kind":                  func(m *Manifest) { m.Files[2].Kind = "pipe" },
+		"pack out of turn":              func(m *Manifest) { m.Packs[0].N = 3 },
+		"pack whose name leaves":        func(m *Manifest) { m.Packs[0].Ref.Name = "../x" },
 	} {
 		m := sampleManifest()
 		spoil(&m)
