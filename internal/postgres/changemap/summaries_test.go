@@ -24,7 +24,10 @@ func TestSummariesAreTrustedFromTheirFixOnly(t *testing.T) {
 		if err := TrustSummaries(version); (err == nil) != want || err != nil && !errors.Is(err, ErrUnknown) {
 			t.Errorf("%d: %v", version, err)
 		}
-		if _, err := (Summaries{Version: version}).Map(t.Context(), line); !want && !errors.Is(err, ErrUnknown) {
+		if want {
+			continue
+		}
+		if _, err := (Summaries{Version: version}).Map(t.Context(), line); !errors.Is(err, ErrUnknown) {
 			t.Errorf("%d was asked: %v", version, err)
 		}
 	}
@@ -134,7 +137,7 @@ func TestAHoleInTheSummariesIsNoticed(t *testing.T) {
 		if list, all := m.Changed(1663, db, node, walrec.MainFork, 0); all || len(list) == 0 {
 			t.Errorf("the updated table: %v, all %t", list, all)
 		}
-		s.Patience = time.Second
+		s.Patience = time.Second / 4
 		for name, path := range map[string][]Leg{
 			"WAL that is not yet written": {{1, at[0], at[3] + 1<<30}}, "another timeline": {{2, at[0], at[3]}},
 			"before the first summary": {{1, 1, at[3]}}, "a timeline left behind": {{1, at[0], at[1]}, {2, at[1], at[3]}},
