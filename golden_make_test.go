@@ -188,7 +188,7 @@ func (m *maker) snapshot(id string, number int64, base *taken, start, stop lsn.L
 		s.man.Packs, s.man.Maps = slices.Clone(base.man.Packs), slices.Clone(base.man.Maps)
 	}
 	m.note(catalog.IntentName(goldenCluster, id), catalog.KindIntent, intent)
-	pack, raw := seal.NewPack(), 0
+	pack, raw := must(seal.NewPackWriter(m.to, seal.PackTarget))(m.t), 0
 	for _, f := range goldenFiles(int(number)) {
 		data := f.bytes()
 		s.leaves[f.path] = m.leavesOf(f, data, base, pack, uint32(len(s.man.Packs)))
@@ -197,7 +197,7 @@ func (m *maker) snapshot(id string, number int64, base *taken, start, stop lsn.L
 			m.expected = append(m.expected, fmt.Sprintf("%s %d %s\n", hexSum(data), len(data), f.path))
 		}
 	}
-	sealed := must(pack.Seal(m.to))(m.t)
+	sealed := must(pack.Seal())(m.t)
 	name := catalog.PackName(goldenCluster, id, 0, sealed.SHA256)
 	for _, f := range sealed.Frames {
 		raw += f.Raw
@@ -211,7 +211,7 @@ func (m *maker) snapshot(id string, number int64, base *taken, start, stop lsn.L
 // leavesOf compares a file with the base's, puts what is new of it into one frame of
 // the pack, and says where all of it lies. Frames of the pack in the making have
 // their place in it as their offset, until it is known.
-func (m *maker) leavesOf(f goldenFile, data []byte, base *taken, pack *seal.Pack, own uint32) (out []catalog.Leaf) {
+func (m *maker) leavesOf(f goldenFile, data []byte, base *taken, pack *seal.PackWriter, own uint32) (out []catalog.Leaf) {
 	digest := page.NewDigester(m.keys.Key)
 	for first := 0; first*catalog.BlockSize < len(data); first += catalog.LeafBlocks {
 		part := data[first*catalog.BlockSize : min(len(data), (first+catalog.LeafBlocks)*catalog.BlockSize)]
@@ -223,7 +223,7 @@ func (m *maker) leavesOf(f goldenFile, data []byte, base *taken, pack *seal.Pack
 		for i, fr := range l.Frames {
 			if fr.Raw == 0 {
 				c := seal.NewCompressor("").Compress(fresh)
-				l.Frames[i] = catalog.LeafFrame{Pack: own, Off: int64(pack.Add(c)), Len: c.Len(), Raw: c.Raw(), SHA256: c.SHA256()}
+				l.Frames[i] = catalog.LeafFrame{Pack: own, Off: int64(must(pack.Add(c))(m.t)), Len: c.Len(), Raw: c.Raw(), SHA256: c.SHA256()}
 			}
 		}
 		out = append(out, l)

@@ -73,11 +73,14 @@ type sealedPack struct {
 
 func (r *rig) sealPack(id string, raws ...[]byte) sealedPack {
 	r.t.Helper()
-	p, c := seal.NewPack(), seal.NewCompressor("fastest")
+	p, err := seal.NewPackWriter(r.dataTo, seal.PackTarget)
+	noErr(r.t, err)
+	c := seal.NewCompressor("fastest")
 	for _, raw := range raws {
-		p.Add(c.Compress(raw))
+		_, err := p.Add(c.Compress(raw))
+		noErr(r.t, err)
 	}
-	s, err := p.Seal(r.dataTo)
+	s, err := p.Seal()
 	noErr(r.t, err)
 	f := s.Frames[0]
 	var sum [32]byte

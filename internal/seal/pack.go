@@ -87,45 +87,6 @@ func finish(w io.WriteCloser, last []byte) error {
 	return w.Close()
 }
 
-// Pack gathers frames until they are sealed all at once, for who learns only then
-// to whom. It is for one goroutine.
-type Pack struct {
-	frames []CompressedFrame
-	size   int64
-}
-
-// NewPack returns an empty pack.
-func NewPack() *Pack { return &Pack{} }
-
-// Add takes one frame and returns its index.
-func (p *Pack) Add(f CompressedFrame) int {
-	p.frames = append(p.frames, f)
-	p.size += int64(len(f.data))
-	return len(p.frames) - 1
-}
-
-// Size is as [PackWriter.Size].
-func (p *Pack) Size() int64 { return p.size + int64(indexSize(len(p.frames))) }
-
-// Full is as [PackWriter.Full].
-func (p *Pack) Full() bool { return p.Size() >= PackTarget || len(p.frames) >= MaxFrames/4 }
-
-// Seal encrypts the pack to all recipients and empties it.
-func (p *Pack) Seal(recipients []age.Recipient) (Sealed, error) {
-	w, err := NewPackWriter(recipients, p.size)
-	if err != nil {
-		return Sealed{}, err
-	}
-	for i, f := range p.frames {
-		if _, err := w.Add(f); err != nil {
-			return Sealed{}, err
-		}
-		p.frames[i].data = nil // its memory is wanted for the sealed bytes
-	}
-	p.frames, p.size = p.frames[:0], 0
-	return w.Seal()
-}
-
 // SealFile makes a pack of one whole file (a WAL segment, a history file), so
 // that `age -d | zstd -d` gives the file.
 func SealFile(plain []byte, c *Compressor, recipients []age.Recipient) (Sealed, error) {

@@ -22,19 +22,23 @@ var contents = [][]byte{
 
 func packOf(t testing.TB, rec []age.Recipient, raws ...[]byte) Sealed {
 	t.Helper()
-	c, p := NewCompressor(DefaultLevel), NewPack()
-	for i, raw := range raws {
-		if n := p.Add(c.Compress(raw)); n != i {
-			t.Fatalf("Add returned index %d, want %d", n, i)
-		}
-	}
-	size := p.Size()
-	s, err := p.Seal(rec)
+	c := NewCompressor(DefaultLevel)
+	w, err := NewPackWriter(rec, PackTarget)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.SHA256 != sha256.Sum256(s.Body) || p.Size() != int64(indexSize(0)) {
-		t.Fatal("digest of the body is wrong, or the pack was not emptied")
+	for i, raw := range raws {
+		if n, err := w.Add(c.Compress(raw)); n != i || err != nil {
+			t.Fatalf("Add returned index %d and %v, want %d", n, err, i)
+		}
+	}
+	size := w.Size()
+	s, err := w.Seal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.SHA256 != sha256.Sum256(s.Body) {
+		t.Fatal("digest of the body is wrong")
 	}
 	if int64(len(s.Body)) < size {
 		t.Fatalf("sealed to %d bytes, Size said %d before age's overhead", len(s.Body), size)
@@ -338,5 +342,23 @@ func TestAnotherIdentityIsToldFromDamage(t *testing.T) {
 	}
 	if _, err := OpenBlob(blob, other, 10); !errors.Is(err, ErrIdentity) {
 		t.Errorf("blob: %v", err)
+	}
+}
+
+func TestAFullPackIsNeverMovedInMemory(t *testing.T) {
+	_, rec := pair(t, false)
+	w, err := NewPackWriter(rec, PackTarget)
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, f := w.body.Cap(), NewCompressor(DefaultLevel).Compress(noise(MaxFrame))
+	for !w.Full() {
+		if _, err := w.Add(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := w.Seal()
+	if err != nil || cap(s.Body) != room {
+		t.Errorf("room for %d bytes grew to %d for a pack of %d (%v): its bytes were copied", room, cap(s.Body), len(s.Body), err)
 	}
 }
