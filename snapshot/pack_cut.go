@@ -52,6 +52,7 @@ type cutter struct {
 	emit   func(*chunk) (*chunk, error) // takes a full chunk, gives an empty one
 	whole  func([]*leafMaker) error     // takes leaves that wait for no chunk
 	took   func(n int) error            // counts and slows down
+	passed func(n int)                  // counts what need not be read
 	digest func(block []byte) uint64
 	cur    *chunk
 	leaf   *leafMaker // in the making
@@ -66,6 +67,19 @@ type piece struct {
 	r            io.Reader
 	check        *page.Verifier // nil where there are no pages to check
 	old          []*oldLeaf     // what is known of its leaves, as far as something is
+	suspects     *suspects      // the blocks that can differ from those; nil: any can
+	seek         func(off int64)
+}
+
+// candidates are the blocks that can differ from an old leaf; nil: any can.
+func (p *piece) candidates(old *oldLeaf) *blockList {
+	if old == nil || p.suspects == nil {
+		return nil
+	}
+	if b := p.suspects.against(old); !b.all {
+		return b
+	}
+	return nil
 }
 
 // piece brings what is new in p into chunks.
@@ -90,9 +104,16 @@ func (c *cutter) oneLeaf(p piece, first int64, blocks int) error {
 	if n := (first - p.first) / catalog.LeafBlocks; n < int64(len(p.old)) {
 		c.leaf.old = p.old[n]
 	}
+	want := p.candidates(c.leaf.old)
 	for i := 0; i < blocks; {
-		n, err := c.window(p, i, blocks)
-		if err != nil {
+		n := c.due(want, i, blocks)
+		if n == 0 {
+			c.leaf.carry(i, c.digest(zeros[:c.leaf.bytes(i, p.f.size)]))
+			c.passed(c.leaf.bytes(i, p.f.size))
+			i++
+			continue
+		}
+		if err := c.window(p, i, n); err != nil {
 			return err
 		}
 		i += n
@@ -103,22 +124,39 @@ func (c *cutter) oneLeaf(p piece, first int64, blocks int) error {
 	return c.whole([]*leafMaker{c.leaf})
 }
 
-// window reads the next blocks of the leaf, from block i on, and treats each.
-func (c *cutter) window(p piece, i, blocks int) (n int, err error) {
+// due is how many blocks from i on must be read at once: those that can have
+// changed, or were never known, or must be copied afresh.
+func (c *cutter) due(want *blockList, i, blocks int) (n int) {
+	most := min(blocks-i, window/page.Size)
+	if want == nil {
+		return most
+	}
+	for n < most && (want.has(c.leaf.first+int64(i+n)) || !c.leaf.certain(i+n)) {
+		n++
+	}
+	return n
+}
+
+var zeros [page.Size]byte
+
+// window reads n blocks of the leaf, from block i on, and treats each.
+func (c *cutter) window(p piece, i, n int) error {
 	start := (c.leaf.first + int64(i)) * page.Size
-	n = min(blocks-i, window/page.Size)
+	if p.seek != nil {
+		p.seek(start)
+	}
 	have := int(min(int64(n)*page.Size, p.f.size-start))
 	at := len(c.cur.raw)
 	data := c.cur.raw[at : at+have]
 	if _, err := io.ReadFull(p.r, data); err != nil {
-		return 0, fmt.Errorf("read %s at byte %d of %d: %w", p.f.path, start, p.f.size, err)
+		return fmt.Errorf("read %s at byte %d of %d: %w", p.f.path, start, p.f.size, err)
 	}
 	for j := range n {
 		if err := c.block(p, i+j, data[j*page.Size:min((j+1)*page.Size, have)]); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return n, c.took(have)
+	return c.took(have)
 }
 
 // block judges, cleans and compares one block.

@@ -40,7 +40,7 @@ type cutting struct {
 func newCutting() *cutting {
 	c := &cutting{}
 	c.cutter = cutter{
-		cur: newChunk(), digest: page.NewDigester([32]byte{1}).Sum, took: func(int) error { return nil },
+		cur: newChunk(), digest: page.NewDigester([32]byte{1}).Sum, took: func(int) error { return nil }, passed: func(int) {},
 		whole: func(l []*leafMaker) error {
 			c.leaves = append(c.leaves, l...)
 			return nil

@@ -66,6 +66,9 @@ func (t *take) copyDir(ctx context.Context, dir string, backup *postgres.Backup)
 	}
 	t.layout(layout)
 	files := slices.DeleteFunc(slices.Clone(layout.Files), func(f datadir.File) bool { return t.unnameable(f.Path) })
+	if err := t.findChanges(ctx, backup.Start, backup.Timeline); err != nil {
+		return err
+	}
 	if err := t.copyFiles(ctx, queue(files, t.newFile), backup.Start); err != nil {
 		return err
 	}
@@ -153,7 +156,7 @@ func (t *take) lane(ctx context.Context) *cutter {
 func (t *take) cutter(ctx context.Context, emit func(*chunk) (*chunk, error)) *cutter {
 	return &cutter{
 		emit: emit, whole: t.finished, took: func(n int) error { return t.took(ctx, n) },
-		digest: t.digester(), cur: newChunk(),
+		passed: t.passed, digest: t.digester(), cur: newChunk(),
 	}
 }
 
@@ -181,6 +184,18 @@ func (t *take) frame(comp *seal.Compressor, c *chunk) error {
 // copyStretch copies a part of a file as it was when it was listed; one that is
 // gone since is left out, for the WAL tells its end (C-16).
 func (t *take) copyStretch(ctx context.Context, cut *cutter, s stretch, start lsn.LSN) error {
+	old, err := t.known(ctx, s.f, s.first, s.first+s.count)
+	if err != nil {
+		return err
+	}
+	p := piece{f: s.f, first: s.first, count: s.count, old: old}
+	if s.f.kind == catalog.FileRelation && len(old) > 0 {
+		who := t.changes.of(s.d.Name)
+		p.suspects = &who
+	}
+	if t.untouched(p) {
+		return nil
+	}
 	r, err := datadir.OpenFile(s.d)
 	if errors.Is(err, datadir.ErrVanished) {
 		s.f.gone.Store(true)
@@ -188,26 +203,48 @@ func (t *take) copyStretch(ctx context.Context, cut *cutter, s stretch, start ls
 	}
 	if err != nil && s.d.Outside {
 		s.f.gone.Store(true)
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.header.Inventory.NotAssessed = append(t.header.Inventory.NotAssessed, "configuration not copied: "+err.Error())
+		t.remark("configuration not copied: " + err.Error())
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = r.Close() }() // it was only read
-	r.Seek(s.offset())
-	check := s.f.verifier(start, r.Reread)
-	old, err := t.known(ctx, s.f, s.first, s.first+s.count)
-	if err != nil {
+	p.r, p.seek, p.check = r, r.Seek, s.f.verifier(start, r.Reread)
+	if err := cut.piece(p); err != nil {
 		return err
 	}
-	if err := cut.piece(piece{f: s.f, first: s.first, count: s.count, r: r, check: check, old: old}); err != nil {
-		return err
-	}
-	t.checked(s.f, check, s.count*page.Size)
+	t.checked(s.f, p.check, s.count*page.Size)
 	return nil
+}
+
+// untouched takes a stretch over as it is known when nothing of it can have
+// changed: its file is not even opened.
+func (t *take) untouched(p piece) bool {
+	if want := (p.count + catalog.LeafBlocks - 1) / catalog.LeafBlocks; int64(len(p.old)) != want {
+		return false
+	}
+	for i, old := range p.old {
+		first := p.first + int64(i)*catalog.LeafBlocks
+		blocks := min(p.first+p.count-first, catalog.LeafBlocks)
+		want := p.candidates(old)
+		if want == nil || want.any(first, blocks) || int64(old.leaf.Blocks) != blocks || slices.Contains(old.renew, true) ||
+			min(old.size, (first+blocks)*page.Size) != min(p.f.size, (first+blocks)*page.Size) {
+			return false
+		}
+	}
+	for i, old := range p.old {
+		p.f.leaves[p.first/catalog.LeafBlocks+int64(i)] = old.place()
+	}
+	t.passed(int(min(p.f.size, (p.first+p.count)*page.Size) - p.first*page.Size))
+	return true
+}
+
+// remark notes what the snapshot leaves out.
+func (t *take) remark(what string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.header.Inventory.NotAssessed = append(t.header.Inventory.NotAssessed, what)
 }
 
 // copyControl copies pg_control, after everything else and from a read whose

@@ -237,7 +237,7 @@ func (t *take) configBeside(ctx context.Context) error {
 		err := t.srv.conn.Pgx().QueryRow(ctx,
 			"SELECT pg_read_binary_file($1), (pg_stat_file($1)).modification", name).Scan(&data, &at)
 		if err != nil {
-			t.header.Inventory.NotAssessed = append(t.header.Inventory.NotAssessed, fmt.Sprintf("configuration not copied: %s: %v", name, err))
+			t.remark(fmt.Sprintf("configuration not copied: %s: %v", name, err))
 			continue
 		}
 		d := datadir.File{Path: name, Mode: 0o600, ModTime: at, Kind: datadir.Other, Outside: true}

@@ -79,11 +79,14 @@ type TakeConfig struct {
 	// is compared and every block is stored.
 	Identities []age.Identity
 	Full       bool
-	// Summaries lets the server of a stream say what changed since the snapshot
-	// before, by its WAL summaries (17.11 and 18.5 on); else it sends everything.
+	// Summaries lets the server say what changed since the snapshot before, by its
+	// WAL summaries (17.11 and 18.5 on); else a stream sends everything.
 	Summaries bool
 	// AnyMinor believes servers that are known to leave changes out (C-33): for tests.
 	AnyMinor bool
+	// Candidates says what tells which files' blocks must be read: [CandidatesAuto],
+	// [CandidatesWAL] or [CandidatesAll]. Summaries come before it.
+	Candidates string
 	// RenewAfter is the age from which on no pack is referred to; 0: any.
 	RenewAfter time.Duration
 	Catalog    *catalog.Reader // of Store and Trust; nil: one of its own
@@ -105,6 +108,7 @@ type TakeConfig struct {
 type Progress struct {
 	Step        string // start | copy | wal | commit
 	Done, Total int64  // raw bytes; Total is an estimate, 0 before it is known
+	Read        int64  // of Done, what had to be read
 }
 
 func (c *TakeConfig) check() error {
@@ -117,6 +121,7 @@ func (c *TakeConfig) check() error {
 	errs = append(errs, catalog.CheckName(c.Cluster), catalog.CheckName(c.Node), seal.CheckLevel(c.Level))
 	need(c.Epoch > 0, "the lineage's epoch must be claimed first")
 	need(c.Source == SourceFiles || c.Source == SourceStream, fmt.Sprintf("source %q: want files or stream", c.Source))
+	need(slices.Contains([]string{CandidatesAuto, CandidatesAll, CandidatesWAL}, c.Candidates), fmt.Sprintf("candidates %q: want all or wal", c.Candidates))
 	need(c.Store != nil && c.Signer != nil && c.Trust != nil && c.WAL != nil, "store, signer, trust and WAL must be given")
 	need(len(c.Data) > 0 && len(c.Fingerprints) == len(c.Data), "data recipients and a fingerprint for each must be given")
 	if len(c.Data) > 0 {
@@ -191,7 +196,8 @@ type take struct {
 	srv       *server           // the server's facts and connections
 	snapshots catalog.Snapshots // those there are
 	base      *base             // nil: every block is new
-	from      lsn.LSN           // no page of its packs is older
+	from      lsn.LSN           // no page of an interrupted attempt's packs is older
+	changes   changes
 
 	startedAt time.Time // this host's clock
 
@@ -202,7 +208,8 @@ type take struct {
 	newest  string // the file whose page has pages.Latest
 	reasons []string
 	raw     int64 // bytes of files
-	done    int64 // of these, what was read so far
+	done    int64 // of these, what was read so far, or need not be
+	read    int64 // of these, what was read
 	total   int64
 	header  catalog.ManifestHeader
 }
@@ -309,16 +316,24 @@ func (t *take) awaitWAL(ctx context.Context, upTo lsn.LSN, limit time.Duration) 
 func (t *take) step(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.cfg.Progress(Progress{Step: name, Done: t.done, Total: t.total})
+	t.cfg.Progress(Progress{Step: name, Done: t.done, Total: t.total, Read: t.read})
 }
 
 // took counts n raw bytes and holds to the rate.
 func (t *take) took(ctx context.Context, n int) error {
 	t.mu.Lock()
 	t.done += int64(n)
-	t.cfg.Progress(Progress{Step: "copy", Done: t.done, Total: max(t.total, t.done)})
+	t.read += int64(n)
+	t.cfg.Progress(Progress{Step: "copy", Done: t.done, Total: max(t.total, t.done), Read: t.read})
 	t.mu.Unlock()
 	return t.pace.wait(ctx, n)
+}
+
+// passed counts n raw bytes that need not be read.
+func (t *take) passed(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done += int64(n)
 }
 
 // suspect notes a reason not to trust the snapshot.

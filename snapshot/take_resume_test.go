@@ -50,12 +50,12 @@ func (w *watched) count(part string) (n int) {
 	return n
 }
 
-// interrupt takes a snapshot of what fills four packs and loses it after two.
-func interrupt(t *testing.T, r *rig, pg *pgtest.Cluster) (id string) {
+// interrupt takes a snapshot and loses it after some packs.
+func interrupt(t *testing.T, r *rig, pg *pgtest.Cluster, packs int) (id string) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cfg := r.config(pg, SourceFiles)
-	store := &watched{Writer: r.vault.Writer(), cancel: cancel, limit: 2}
+	store := &watched{Writer: r.vault.Writer(), cancel: cancel, limit: packs}
 	cfg.Store = store
 	if _, err := Take(ctx, cfg); !errors.Is(err, errLost) {
 		t.Fatalf("got %v, want that the connection is lost", err)
@@ -63,21 +63,19 @@ func interrupt(t *testing.T, r *rig, pg *pgtest.Cluster) (id string) {
 	return strings.Split(store.names[0], "/")[3]
 }
 
-// noisy makes a table of n MiB that does not compress.
-func noisy(pg *pgtest.Cluster, table string, n int) {
-	pg.Exec("CREATE TABLE " + table + " (id int PRIMARY KEY, b bytea)")
-	pg.Exec("ALTER TABLE " + table + " ALTER b SET STORAGE EXTERNAL")
-	pg.Exec("INSERT INTO "+table+` SELECT i, (SELECT string_agg(sha512((i * 1000 + j)::text::bytea), '') FROM generate_series(1, 160) j)
-		FROM generate_series(1, $1) i`, n*100)
+// noisy puts a file of n MiB that does not compress into the data directory.
+func noisy(t *testing.T, pg *pgtest.Cluster, n int) {
+	t.Helper()
+	noErr(t, os.WriteFile(filepath.Join(pg.DataDir, "noise"), noise(n<<20), 0o600))
+	noErr(t, pgtest.Own(filepath.Join(pg.DataDir, "noise")))
 }
 
 // C-16 and issue: what the quorum holds is not sent again.
 func TestAnInterruptedSnapshotGoesOnUnderItsOwnIDAndSendsNoPackTwice(t *testing.T) {
 	pg := startPG(t)
-	noisy(pg, "noise", 110)
-	pg.Exec("CHECKPOINT")
+	noisy(t, pg, 110)
 	r := newRig(t)
-	id := interrupt(t, r, pg)
+	id := interrupt(t, r, pg, 2)
 	cfg := r.config(pg, SourceFiles)
 	store := &watched{Writer: r.vault.Writer()}
 	cfg.Store = store
@@ -96,8 +94,7 @@ func TestAnInterruptedSnapshotGoesOnUnderItsOwnIDAndSendsNoPackTwice(t *testing.
 
 func TestAnAttemptThatMayNotBeContinuedBeginsAfresh(t *testing.T) {
 	pg := startPG(t)
-	noisy(pg, "noise", 80)
-	pg.Exec("CHECKPOINT")
+	noisy(t, pg, 40)
 	for name, change := range map[string]func(*rig, *TakeConfig, string){
 		"another key":     func(_ *rig, c *TakeConfig, _ string) { c.Keys.Epoch++ },
 		"another reader":  func(_ *rig, c *TakeConfig, _ string) { c.Fingerprints = []string{"x"} },
@@ -114,7 +111,7 @@ func TestAnAttemptThatMayNotBeContinuedBeginsAfresh(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			id := interrupt(t, r, pg)
+			id := interrupt(t, r, pg, 1)
 			cfg := r.config(pg, SourceFiles)
 			cfg.fill()
 			change(r, &cfg, id)
@@ -129,10 +126,9 @@ func TestAnAttemptThatMayNotBeContinuedBeginsAfresh(t *testing.T) {
 
 func TestATornSpoolIsContinuedAsFarAsItIsWhole(t *testing.T) {
 	pg := startPG(t)
-	noisy(pg, "noise", 80)
-	pg.Exec("CHECKPOINT")
+	noisy(t, pg, 40)
 	r := newRig(t)
-	id := interrupt(t, r, pg)
+	id := interrupt(t, r, pg, 1)
 	name := filepath.Join(r.state, "making", "leaves")
 	info, err := os.Stat(name)
 	noErr(t, err)
@@ -166,8 +162,8 @@ func TestTwoSnapshotsOfOneClusterAreNotTakenAtOnceFromOneState(t *testing.T) {
 // forget marks a snapshot for removal.
 func (r *rig) forget(id string) {
 	r.t.Helper()
-	body, err := seal.SignNote(catalog.KindForgotten, catalog.Forgotten{Cluster: "main", ID: "mark", Snapshots: []string{id}}, r.signer)
+	body, err := seal.SignNote(catalog.KindForgotten, catalog.Forgotten{Cluster: "main", ID: "mark-" + id, Snapshots: []string{id}}, r.signer)
 	noErr(r.t, err)
-	_, err = r.vault.Writer().Put(r.t.Context(), catalog.ForgottenName("main", "mark"), body, putOptions)
+	_, err = r.vault.Writer().Put(r.t.Context(), catalog.ForgottenName("main", "mark-"+id), body, putOptions)
 	noErr(r.t, err)
 }

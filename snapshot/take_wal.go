@@ -58,7 +58,19 @@ func cover(entries []catalog.WALEntry, from, to lsn.LSN) (chosen []catalog.WALEn
 
 // vouched opens one WAL note and returns it and what it vouches for.
 func vouched(ctx context.Context, src catalog.Source, trust catalog.Truster, cluster, name string) ([]catalog.Ref, error) {
-	var w catalog.WAL
+	w, own, err := walNote(ctx, src, trust, cluster, name)
+	if err != nil {
+		return nil, err
+	}
+	refs := []catalog.Ref{own, w.Object}
+	if w.Index.Name != "" {
+		refs = append(refs, w.Index)
+	}
+	return refs, nil
+}
+
+// walNote opens one WAL note.
+func walNote(ctx context.Context, src catalog.Source, trust catalog.Truster, cluster, name string) (w catalog.WAL, own catalog.Ref, err error) {
 	data, err := src.Fetch(ctx, name, func(_ string, data []byte) error {
 		var body catalog.WAL
 		_, err := trust.Open(data, catalog.KindWAL, string(catalog.DutyWAL), cluster, &body)
@@ -68,12 +80,8 @@ func vouched(ctx context.Context, src catalog.Source, trust catalog.Truster, clu
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return w, own, fmt.Errorf("read %s: %w", name, err)
 	}
 	sum := sha256.Sum256(data)
-	refs := []catalog.Ref{{Name: name, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}, w.Object}
-	if w.Index.Name != "" {
-		refs = append(refs, w.Index)
-	}
-	return refs, nil
+	return w, catalog.Ref{Name: name, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}, nil
 }

@@ -1,0 +1,129 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+)
+
+// archiving archives the WAL of pg into the rig, and lets cfg know.
+func (r *rig) archiving(pg *pgtest.Cluster, cfg *TakeConfig) {
+	r.t.Helper()
+	s := serverOf(r.t, pg)
+	seg := pgtest.Value[int64](pg, "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'")
+	l := catalog.Lineage{Cluster: "main", Epoch: 1, SystemID: s.SystemID, Major: s.Major, Timeline: s.Timeline, StartLSN: s.LSN, Node: "node"}
+	w, err := OpenWriter(WriterConfig{
+		Lineage: l, Store: r.vault.Writer(), Trust: r.trust, Signer: r.signer, Keys: r.keys, Data: r.dataTo,
+		Index: slices.Concat(r.indexTo, r.dataTo), Spool: filepath.Join(r.t.TempDir(), "spool"), Now: time.Now,
+	})
+	noErr(r.t, err)
+	a := NewArchiver(ArchiveConfig{DSN: pg.DSN("postgres"), Slot: "holdfast", SegSize: seg, MaxLag: 200 * time.Millisecond}, w)
+	ctx, cancel := context.WithCancel(r.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	r.t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	cfg.WAL, cfg.WALRefs = a, a.WALRefs
+}
+
+// steps are what a day may bring: #t is a table, #n a number below 3000; what a
+// double semicolon separates cannot be one transaction.
+var steps = []string{
+	"UPDATE #t SET v = v || 'x' WHERE id BETWEEN #n AND #n + 300", "DELETE FROM #t WHERE id % 7 = #n % 7", "VACUUM #t", "VACUUM (FREEZE) #t",
+	"INSERT INTO #t SELECT 3000 + n, 'new' FROM generate_series(#n, #n + 500) n ON CONFLICT DO NOTHING", "SELECT count(*) FROM #t WHERE v > 'a'",
+	"CHECKPOINT", "TRUNCATE #t", "BEGIN; UPDATE #t SET v = 'undone' WHERE id < #n; ROLLBACK", "DELETE FROM #t WHERE id > 500;; VACUUM (TRUNCATE) #t",
+	"CREATE INDEX CONCURRENTLY IF NOT EXISTS made_#t ON #t (v)", "DROP INDEX IF EXISTS made_#t", "REINDEX TABLE #t", "VACUUM FULL #t",
+	"ALTER TABLE #t SET TABLESPACE side", "ALTER TABLE #t SET TABLESPACE pg_default",
+	"ALTER TABLE #t SET UNLOGGED; INSERT INTO #t (id) VALUES (-#n) ON CONFLICT DO NOTHING; ALTER TABLE #t SET LOGGED",
+	"CREATE UNLOGGED TABLE IF NOT EXISTS light AS SELECT generate_series(1, 3000) i;; DELETE FROM light WHERE i < #n",
+	"CREATE TEMP TABLE IF NOT EXISTS passing AS SELECT generate_series(1, 2000) i;; UPDATE passing SET i = 1",
+	"DROP TABLE #t; CREATE TABLE #t AS SELECT n AS id, repeat(md5(n::text), n % 9) AS v FROM generate_series(1, 2000) n; ALTER TABLE #t ADD PRIMARY KEY (id)",
+	"DROP DATABASE IF EXISTS copied;; CREATE DATABASE copied STRATEGY file_copy", "DROP DATABASE IF EXISTS logged;; CREATE DATABASE logged STRATEGY wal_log",
+	"ALTER DATABASE copied SET TABLESPACE side", "ALTER DATABASE copied SET TABLESPACE pg_default",
+}
+
+func workload(pg *pgtest.Cluster, rng *rand.Rand, n int) {
+	for range n {
+		step := strings.ReplaceAll(steps[rng.IntN(len(steps))], "#t", "t"+strconv.Itoa(rng.IntN(3)))
+		for _, sql := range strings.Split(strings.ReplaceAll(step, "#n", strconv.Itoa(rng.IntN(3000))), ";;") {
+			if strings.Contains(sql, "DATABASE") {
+				_, _ = pg.Conn("postgres").Exec(context.Background(), sql) // copied may not be there
+				continue
+			}
+			pg.Exec(sql)
+		}
+	}
+}
+
+// Issue: over one frozen copy the three sources of candidates give what a snapshot
+// of everything gives, after whatever happened between.
+func TestEachSourceOfCandidatesRestoresTheSame(t *testing.T) {
+	for _, major := range slices.DeleteFunc(pgtest.Installed(), func(m int) bool { return m != 15 && m < 17 }) {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			opts := []pgtest.Option{pgtest.WithMajor(major), pgtest.WithTablespace(), pgtest.WithInitdb("--wal-segsize=1"), pgtest.WithSetting("autovacuum", "off")}
+			if major >= 17 {
+				opts = append(opts, pgtest.WithSetting("summarize_wal", "on"))
+			}
+			pg := startPG(t, opts...)
+			for n := range 3 {
+				pg.Exec(strings.ReplaceAll(`CREATE TABLE #t (id int PRIMARY KEY, v text);
+					INSERT INTO #t SELECT n, repeat(md5(n::text), n % 20) FROM generate_series(1, 3000) n`, "#t", "t"+strconv.Itoa(n)))
+			}
+			pg.Exec("CREATE DATABASE copied")
+			compareSources(t, pg, major >= 17)
+		})
+	}
+}
+
+func compareSources(t *testing.T, pg *pgtest.Cluster, summaries bool) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	r.archiving(pg, &cfg)
+	how := map[string]func(*TakeConfig){
+		"all": func(c *TakeConfig) { c.Candidates = CandidatesAll },
+		"wal": func(c *TakeConfig) { c.Candidates = CandidatesWAL },
+	}
+	if summaries {
+		how["summaries"] = func(c *TakeConfig) { c.Summaries, c.AnyMinor = true, true }
+	}
+	base := r.take(cfg)
+	workload(pg, rng, 20)
+	whole := cfg
+	whole.Full, whole.State = true, t.TempDir()
+	r.forget(r.take(whole).ID) // what it asks leaves hint bits, once
+	pg.Exec("CHECKPOINT")
+	for name, change := range how {
+		c := cfg
+		change(&c)
+		var read int64
+		c.Progress = func(p Progress) { read = p.Read }
+		s := r.take(c)
+		m := r.manifest(s)
+		r.check(m)
+		if m.Header.Base != base.ID || s.Suspect {
+			t.Errorf("%s: base %q, suspect %v", name, m.Header.Base, s.Reasons)
+		}
+		all := r.take(whole)
+		r.sameFiles(s, all)
+		t.Logf("%s: %d of %d bytes were read", name, read, s.RawBytes)
+		if (name == "all") != (read == s.RawBytes) {
+			t.Errorf("%s: %d of %d bytes were read", name, read, s.RawBytes)
+		}
+		r.forget(s.ID)
+		r.forget(all.ID)
+	}
+}
