@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The long run: every test SOAKCOUNT times under the race detector, then every
-# fuzz target for SOAKFUZZ. Writes docs/results/<date>-soak.md with what was run
+# The long run: every test SOAKCOUNT times under the race detector, then snapshots
+# and restores on each of SOAKMAJORS ("" for none), then every fuzz target for
+# SOAKFUZZ. Writes docs/results/<date>-soak.md with what was run
 # and how it ended, whatever the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 count=${SOAKCOUNT:-3}
 fuzz=${SOAKFUZZ:-2m}
+majors=${SOAKMAJORS-14 16 17 18}
 mkdir -p docs/results
 out=docs/results/$(date -u +%Y-%m-%d)-soak.md
 log=$(mktemp -d "${TMPDIR:-/tmp}/holdfast-soak.XXXXXX")
@@ -26,13 +28,16 @@ worst=0
   echo
   echo "- commit $(git rev-parse HEAD), $dirty files changed since"
   echo "- $(go version), $(nproc) processors, $(uname -sr)"
-  for p in /usr/lib/postgresql/*/bin/postgres; do [ -x "$p" ] && echo "- $("$p" --version)"; done
+  for p in /usr/lib/postgresql/*/bin/postgres .tools/pg/*/bin/postgres; do [ -x "$p" ] && echo "- $("$p" --version)"; done
   echo "- age $(age --version 2>/dev/null || echo 'is not installed'), $(zstd --version 2>/dev/null | grep -oE 'v[0-9.]+' | head -1 | sed 's/^/zstd /')"
   echo
   echo "| step | command | took | outcome |"
   echo "|---|---|---|---|"
 } >"$out"
 step tests go test -race -p 2 -count="$count" -timeout 120m ./...
+for major in $majors; do
+  step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -race -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention
+done
 step scale env HOLDFAST_SCALE=full go test -run TestT12AndT20 -v -count=1 -timeout 180m ./cmd/holdfast
 step fuzz bash bench/fuzz.sh "$fuzz"
 if [ -s "$log/faults" ]; then

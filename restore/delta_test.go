@@ -274,6 +274,7 @@ func verified(t *testing.T, w *world, dir string) {
 
 func verify(t *testing.T, w *world, dir string) (string, error) {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), w.pg.Bin("pg_verifybackup"), "-n", dir).CombinedOutput()
+	args := append([]string{"-n"}, readable(t, w, dir)...)
+	out, err := exec.CommandContext(t.Context(), w.pg.Bin("pg_verifybackup"), append(args, dir)...).CombinedOutput()
 	return string(out), err
 }
