@@ -19,7 +19,7 @@ const MaxFrame = 1 << 20
 const maxCompressed = MaxFrame + 4096
 
 // DefaultLevel is zstd's own level 1, which costs 7 % of size against level 3 on
-// database pages and half of its time: see docs/decisions/0014.
+// database pages and half of its time: see docs/decisions/0015.
 const DefaultLevel = "fastest"
 
 // level is how hard zstd tries: in pure Go, and as a number of libzstd.
