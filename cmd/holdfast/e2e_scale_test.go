@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/snapshot"
 )
 
 // scale is how large the cluster of the test is. HOLDFAST_SCALE=full, which
@@ -47,6 +48,7 @@ func TestT12AndT20ManyRelationsAndLargeOnesFitTheMemoryLimit(t *testing.T) {
 	dir := crowd(t, pg, s)
 	pg.Start()
 	r := newRig(t, pg, false)
+	r.cluster += fmt.Sprintf("    data_directory: %q\n", pg.DataDir)
 	r.configure()
 	r.limit("db")
 	r.limit("drill")
@@ -59,6 +61,11 @@ func TestT12AndT20ManyRelationsAndLargeOnesFitTheMemoryLimit(t *testing.T) {
 	r.within(s, &second, "db", "snapshot", "take", "cms")
 	if second.NewBytes > first.NewBytes/2 {
 		t.Errorf("nothing changed, and the second snapshot made %s where the first made %s", size(second.NewBytes), size(first.NewBytes))
+	}
+	var verified snapshot.VerifyReport
+	r.within(s, &verified, "drill", "snapshot", "verify", "--deep", "--identity", r.path("drill/data.key"), second.ID)
+	if d := verified.Deep; !verified.OK() || d == nil || d.Pages.Checked < int64(s.files+s.gigabytes*page.SegmentBlocks) {
+		t.Errorf("verified: %+v, %+v", verified, d)
 	}
 	to := r.path("restored")
 	t.Cleanup(func() { r.discard(to) })
