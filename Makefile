@@ -64,6 +64,7 @@ fmt: $(BIN)/gofumpt ## Format
 
 test: deps tools majors build ## Run every test, with the race detector (HOLDFAST_PG_MAJOR=14..18: on that PostgreSQL)
 	$(GO) test $(TESTFLAGS) $(PKGS)
+	@if $(HAVE_LIBZSTD); then $(GO) test -race -tags libzstd ./internal/seal; else echo "left out: frames by libzstd, whose header is not here (libzstd-dev)"; fi
 
 demo: deps build bin/sqlrun ## Tell the whole story on a real PostgreSQL (KEEP=1 leaves it running)
 	@bash bench/demo.sh $(if $(KEEP),--keep)

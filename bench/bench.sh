@@ -8,6 +8,8 @@
 #   BENCH_REPOS=file,s3     a directory, an S3 server over TLS
 #   BENCH_TOOLS=…           adapters, see bench/README.md (walg.sh or others by path)
 #   BENCH_STEPS=full,incr,restore,delta
+#   BENCH_SETTLE=20         seconds to wait at most for a quiet machine before each command
+#   BENCH_NOTE=…            a sentence for the report, as what else ran meanwhile
 #   BENCH_OUT=…             the report, instead of docs/results/<date>-bench.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +28,7 @@ export HOLDFAST=$work/holdfast
 busy() { awk '{ print $1 }' /proc/loadavg; }
 before=$(busy)
 SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$repos" --steps "$steps" --runs "$runs" \
-  --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --work "$work/peers" --keep --out "$work/table"
+  --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --settle "${BENCH_SETTLE:-20}" --work "$work/peers" --keep --out "$work/table"
 find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z | xargs -0 cat | head -c 400M >"$work/pages"
 
 {
@@ -34,6 +36,7 @@ find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z |
   echo
   echo "- commit $(git rev-parse --short HEAD), $(git status --porcelain --untracked-files=no | wc -l) files changed since; $("$HOLDFAST" version)"
   echo "- $(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)), $(awk '/MemTotal/ { printf "%d GiB", $2 / 1048576 }' /proc/meminfo), $(uname -sr), page cache warm; load $before before and $(busy) after"
+  [ -z "${BENCH_NOTE:-}" ] || echo "- $BENCH_NOTE"
   echo "- $tools; \`pgbackrest1\` is pgBackRest at zstd level 1, \`holdfast3\` is Holdfast with three zones and a quorum of two"
   echo "- pgBackRest is the distribution's: up to 2.45 it copies whole files that changed. Nothing is claimed against newer ones, whose increments are of blocks."
   echo
