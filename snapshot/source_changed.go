@@ -54,70 +54,59 @@ func (b *base) carries(ctx context.Context, f *catalog.ManifestFile) (bool, erro
 func (s *streamSink) Blocks(ctx context.Context, c postgres.ChangedFile, pages io.Reader) error {
 	rel, _ := datadir.ParseRelation(c.Path) // it is one, or it would not come so
 	f := s.t.newFile(datadir.File{Path: c.Path, Size: c.Size, Mode: c.Mode, ModTime: c.ModTime, Kind: datadir.Relation, Name: rel})
-	check := f.verifier(s.start, nil)
 	old, err := s.t.known(ctx, f, 0, f.blocks())
 	if err != nil {
 		return err
 	}
-	if err := s.cut.changed(piece{f: f, count: f.blocks(), r: pages, check: check, old: old}, c.Blocks, int64(c.Keep)); err != nil {
-		return err
+	r := &sparseFile{pages: pages, came: c.Blocks}
+	if f.base != nil {
+		r.kept = min(int64(c.Keep), f.base.Size/page.Size)
 	}
-	s.t.checked(f, check, int64(len(c.Blocks))*page.Size)
-	s.t.unread(f.blocks() - int64(len(c.Blocks)))
-	s.t.keep(f)
+	// Where the base tells nothing any more all must be looked at.
+	n, _ := slices.BinarySearch(c.Blocks, uint32(r.kept))
+	asked := blockList{list: slices.Clip(c.Blocks[:n])}
+	for block := r.kept; block < f.blocks(); block++ {
+		asked.list = append(asked.list, uint32(block))
+	}
+	return s.changed(piece{f: f, count: f.blocks(), r: r, seek: r.seek, old: old, suspects: &suspects{base: asked, attempt: asked}}, len(c.Blocks))
+}
+
+func (s *streamSink) changed(p piece, came int) error {
+	if !s.t.untouched(p) {
+		p.check = p.f.verifier(s.start, nil)
+		if err := s.cut.piece(p); err != nil {
+			return err
+		}
+		s.t.checked(p.f, p.check, int64(came)*page.Size)
+	}
+	s.t.keep(p.f)
 	return nil
 }
 
-// unread counts pages that were taken over from the base, where they were checked.
-func (t *take) unread(pages int64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.skipped += pages
+// sparseFile reads, in order, a file of which some blocks come and the rest is
+// either as the base has it, and not asked for, or zeros.
+type sparseFile struct {
+	pages io.Reader
+	came  []uint32 // that are not read yet
+	kept  int64    // blocks that the base tells
+	at    int64
 }
 
-// changed brings in a file of which p.r holds the blocks that are named alone. Of
-// the others those below keep are the old ones, and what is nowhere is zeros.
-func (c *cutter) changed(p piece, blocks []uint32, keep int64) error {
-	zeros := c.digest(make([]byte, page.Size))
-	for first := int64(0); first < p.count; first += catalog.LeafBlocks {
-		c.leaf, c.frame = newLeafMaker(p.f, first, int(min(p.count-first, catalog.LeafBlocks))), -1
-		if n := first / catalog.LeafBlocks; n < int64(len(p.old)) {
-			c.leaf.old = p.old[n]
-		}
-		for i := range c.leaf.leaf.Blocks {
-			var err error
-			switch at := first + int64(i); {
-			case len(blocks) > 0 && int64(blocks[0]) == at:
-				blocks, err = blocks[1:], c.next(p, i)
-			case at >= keep || c.leaf.old == nil || i >= c.leaf.old.leaf.Blocks:
-				c.leaf.zero(i, zeros)
-			case c.leaf.certain(i):
-				c.leaf.carry(i, zeros)
-			default:
-				err = fmt.Errorf("%s: block %d did not come, and is not known as it was", p.f.path, at)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if c.leaf.close() {
-			if err := c.whole([]*leafMaker{c.leaf}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
+func (r *sparseFile) seek(off int64) { r.at = off / page.Size }
 
-// next reads one block of the leaf and treats it.
-func (c *cutter) next(p piece, i int) error {
-	at := len(c.cur.raw)
-	data := c.cur.raw[at : at+page.Size]
-	if _, err := io.ReadFull(p.r, data); err != nil {
-		return fmt.Errorf("read block %d of %s: %w", c.leaf.first+int64(i), p.f.path, err)
+// Read reads one block.
+func (r *sparseFile) Read(p []byte) (int, error) {
+	block := r.at
+	r.at++
+	switch {
+	case len(p) < page.Size:
+		return 0, io.ErrShortBuffer
+	case len(r.came) > 0 && int64(r.came[0]) == block:
+		r.came = r.came[1:]
+		return io.ReadFull(r.pages, p[:page.Size])
+	case block < r.kept:
+		return 0, fmt.Errorf("block %d did not come, and is not known as it was", block)
 	}
-	if err := c.block(p, i, data); err != nil {
-		return err
-	}
-	return c.took(page.Size)
+	clear(p[:page.Size])
+	return page.Size, nil
 }
