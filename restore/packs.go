@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -27,6 +29,8 @@ type job struct {
 // ahead of the workers that unpack, as far as window bytes of memory allow. It
 // says how much it read.
 func (t *tree) fetch(ctx context.Context, r Repo, workers int, rs *records, progress func(done, total int64)) (read int64, err error) {
+	t.settler = newSettler()
+	defer func() { err = errors.Join(err, t.settler.end()) }()
 	g, ctx := errgroup.WithContext(ctx)
 	jobs := make(chan *job, workers)
 	g.Go(func() error {
@@ -63,7 +67,8 @@ func (t *tree) fetch(ctx context.Context, r Repo, workers int, rs *records, prog
 			return nil
 		})
 	}
-	return read, g.Wait()
+	err = g.Wait()
+	return read, err
 }
 
 // unpack writes what is wanted of one pack. Where a zone's bytes are not what
@@ -90,8 +95,8 @@ func (t *tree) decode(ctx context.Context, r Repo, sealed io.ReaderAt, j *job) (
 	if err != nil {
 		return j.list, err
 	}
-	w := &writer{t: t, file: -1}
-	defer func() { err = errors.Join(err, w.close()) }()
+	w := &writer{t: t, file: -1, to: t.settler}
+	defer w.close()
 	left = j.list
 	d := pr.Decoder()
 	err = frames(j.list, func(same []record) error {
@@ -114,11 +119,45 @@ func (t *tree) decode(ctx context.Context, r Repo, sealed io.ReaderAt, j *job) (
 	return left, err
 }
 
+// settler has what was written go to disk while the rest is fetched, so that
+// little is left to do when all is made durable at the end.
+type settler struct {
+	files chan *os.File
+	done  sync.WaitGroup
+	mu    sync.Mutex
+	err   error
+}
+
+func newSettler() *settler {
+	s := &settler{files: make(chan *os.File, 256)}
+	for range 2 {
+		s.done.Go(func() {
+			for f := range s.files {
+				// Advice: what the kernel does not take is written at the end.
+				_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+				if err := f.Close(); err != nil {
+					s.mu.Lock()
+					s.err = errors.Join(s.err, err)
+					s.mu.Unlock()
+				}
+			}
+		})
+	}
+	return s
+}
+
+func (s *settler) end() error {
+	close(s.files)
+	s.done.Wait()
+	return s.err
+}
+
 // writer keeps the file it wrote last open: pieces of a file come together.
 type writer struct {
 	t    *tree
 	file int
 	f    *os.File
+	to   *settler
 }
 
 func (w *writer) write(x record, data []byte) error {
@@ -129,9 +168,7 @@ func (w *writer) write(x record, data []byte) error {
 		return nil
 	}
 	if w.file != i {
-		if err := w.close(); err != nil {
-			return err
-		}
+		w.close()
 		path, err := w.t.place(w.t.path(i))
 		if err != nil {
 			return err
@@ -146,11 +183,10 @@ func (w *writer) write(x record, data []byte) error {
 	return err
 }
 
-func (w *writer) close() error {
+func (w *writer) close() {
 	if w.f == nil {
-		return nil
+		return
 	}
-	err := w.f.Close()
+	w.to.files <- w.f
 	w.f, w.file = nil, -1
-	return err
 }

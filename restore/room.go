@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -241,7 +242,26 @@ func (room *Room) prepareDelta(ctx context.Context, t *tree) error {
 		return err
 	}
 	t.like = newLikeness(digester, t.header.Facts.ChecksumsStart != 0)
+	if err := room.dropSpaces(t); err != nil {
+		return err
+	}
 	return t.sweep()
+}
+
+// dropSpaces removes tablespaces beside the data directory that are none of the
+// snapshot's: replay made them, or the cluster that is gone over.
+func (room *Room) dropSpaces(t *tree) error {
+	parent := room.opt.To + ".tablespaces"
+	entries, err := os.ReadDir(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if dir := filepath.Join(parent, e.Name()); !slices.Contains(values(t.spaces), dir) {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+	return err
 }
 
 // fill makes directories and files and brings what they hold, each byte once.

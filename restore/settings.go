@@ -26,7 +26,11 @@ func (t *tree) prepareRecovery() error {
 		}
 	}
 	for _, dir := range []string{"pg_wal", "pg_wal/archive_status", "pg_tblspc"} {
-		if err := t.mkdir(filepath.Join(t.root, dir), 0o700); err != nil {
+		path := filepath.Join(t.root, dir)
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		if err := t.mkdir(path, 0o700); err != nil {
 			return err
 		}
 	}

@@ -31,7 +31,8 @@ type tree struct {
 	// like tells blocks that are there already; nil where there are none.
 	like *likeness
 
-	done atomic.Int64 // bytes written
+	done    atomic.Int64 // bytes written
+	settler *settler
 
 	mu   sync.Mutex
 	held map[int][]byte  // contents of the files that are kept in memory
@@ -90,6 +91,13 @@ func (t *tree) directories() error {
 		}
 		if err := t.mkdir(path, fs.FileMode(d.Mode)&0o777); err != nil {
 			return err
+		}
+		// The data directory's own mode is not told; a server takes 0700, and 0750
+		// where its group may read (checkDataDir in postmaster.c).
+		if d.Path == "global" && d.Mode&0o050 == 0o050 {
+			if err := os.Chmod(t.root, 0o750); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -73,7 +73,7 @@ func misbehaviour(file string) string {
 
 // world is a cluster under protection in three directory zones.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	pg       *pgtest.Cluster
 	dirs     []string
 	zones    []*zone.Zone
@@ -116,7 +116,7 @@ func (b *badCopies) of(zone string) int {
 	return b.seen[zone]
 }
 
-func must[T any](t *testing.T) func(T, error) T {
+func must[T any](t testing.TB) func(T, error) T {
 	t.Helper()
 	return func(v T, err error) T {
 		t.Helper()
@@ -127,7 +127,7 @@ func must[T any](t *testing.T) func(T, error) T {
 	}
 }
 
-func newWorld(t *testing.T, pg *pgtest.Cluster) *world {
+func newWorld(t testing.TB, pg *pgtest.Cluster) *world {
 	w := &world{t: t, pg: pg}
 	w.makeKeys()
 	for _, name := range zoneNames {
@@ -166,7 +166,7 @@ func (w *world) open(state string) {
 }
 
 // fork is the world with zones of its own, to be harmed.
-func (w *world) fork(t *testing.T) *world {
+func (w *world) fork(t testing.TB) *world {
 	t.Helper()
 	c := *w
 	c.t, c.dirs = t, nil
@@ -200,7 +200,7 @@ func (w *world) show(zones ...int) {
 }
 
 // sharedProgram copies the test binary to where PostgreSQL's user may run it.
-func sharedProgram(t *testing.T) string {
+func sharedProgram(t testing.TB) string {
 	dir := must[string](t)(os.MkdirTemp("/tmp", "hf"))
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	self := must[string](t)(os.Executable())
@@ -393,7 +393,7 @@ func (w *world) cannotStart(dir string) {
 	}
 }
 
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Logf("postgres: %s", p)
