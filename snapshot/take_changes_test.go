@@ -99,6 +99,7 @@ func compareSources(t *testing.T, pg *pgtest.Cluster, summaries bool) {
 	}
 	if summaries {
 		how["summaries"] = func(c *TakeConfig) { c.Summaries, c.AnyMinor = true, true }
+		how["stream"] = func(c *TakeConfig) { c.Summaries, c.AnyMinor, c.Source = true, true, SourceStream }
 	}
 	base := r.take(cfg)
 	workload(pg, rng, 20)
