@@ -55,7 +55,9 @@ func (t *take) put(ctx context.Context, name string, body []byte) (catalog.Ref, 
 
 // putPack sends a sealed pack from the buffer that it was sealed in (W2).
 func (t *take) putPack(ctx context.Context, n int, body []byte, sum [32]byte) (catalog.Ref, error) {
-	return t.put(ctx, catalog.PackName(t.cfg.Cluster, t.id, n, sum), body)
+	name := catalog.PackName(t.cfg.Cluster, t.id, n, sum)
+	stored, err := t.cfg.Store.Put(ctx, name, body, vault.PutOptions{LockUntil: t.cfg.LockUntil, SHA256: sum})
+	return catalog.Ref{Name: name, Size: stored.Size, SHA256: stored.SHA256}, err
 }
 
 // commit writes the manifest, the list, and last the note (W3 to W5).

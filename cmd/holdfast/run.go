@@ -120,6 +120,7 @@ func (e *env) load() (*configs.Config, error) {
 	if err != nil {
 		return nil, &fault{exit: exitUsage, err: err, remedy: "`holdfast config example` prints a commented configuration; name yours with --config FILE"}
 	}
+	boundMemory(int64(cfg.Node.Limits.Memory))
 	return cfg, nil
 }
 

@@ -32,6 +32,9 @@ const (
 type PutOptions struct {
 	LockUntil time.Time // zero: no lock
 	Conflict  Conflict
+	// SHA256 is the body's where the caller has it already; zero: it is computed.
+	// Zones check it against what arrives.
+	SHA256 [32]byte
 }
 
 // Stored says what a Put did.
@@ -69,7 +72,10 @@ type job struct {
 }
 
 func newJob(name string, body []byte, opt PutOptions, d debt) *job {
-	sum := sha256.Sum256(body)
+	sum := opt.SHA256
+	if sum == [32]byte{} {
+		sum = sha256.Sum256(body)
+	}
 	d.Size, d.SHA256, d.LockUntil = int64(len(body)), hex.EncodeToString(sum[:]), opt.LockUntil
 	return &job{
 		name: name, body: body, mode: opt.Conflict, debt: d,
