@@ -35,15 +35,13 @@ type ownPack struct {
 	Raw int64       `json:"raw"`
 }
 
-// packsFlying is how many sealed packs may be on their way at once.
-const packsFlying = 2
-
-func newPacker(ctx context.Context, to []age.Recipient,
+// newPacker makes a packer of which up to flying packs are on their way at once.
+func newPacker(ctx context.Context, to []age.Recipient, flying int,
 	put func(ctx context.Context, n int, body []byte, sum [32]byte) (catalog.Ref, error),
 ) *packer {
 	group, gctx := errgroup.WithContext(ctx)
 	return &packer{
-		put: put, recipients: to, group: group, ctx: gctx, sending: make(chan struct{}, packsFlying),
+		put: put, recipients: to, group: group, ctx: gctx, sending: make(chan struct{}, flying),
 		kept: func(int, ownPack) error { return nil },
 	}
 }

@@ -129,7 +129,7 @@ func TestShortSourceIsAnErrorThatNamesTheFile(t *testing.T) {
 
 // Promise 11: with zones that take no more, the workers wait.
 func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
-	const workers = 2
+	const workers, packsFlying = 2, 2
 	_, to := identity(t)
 	var flying, most, heap atomic.Int64
 	raise := func(a *atomic.Int64, v int64) {
@@ -139,7 +139,7 @@ func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
 	runtime.GC()
 	var before runtime.MemStats
 	runtime.ReadMemStats(&before)
-	p := newPacker(t.Context(), to, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) {
+	p := newPacker(t.Context(), to, packsFlying, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) {
 		raise(&most, flying.Add(1))
 		defer flying.Add(-1)
 		runtime.GC()
@@ -176,7 +176,7 @@ func TestMemoryAndSendsAreBoundedWhileZonesAreSlow(t *testing.T) {
 func TestFailedSendEndsThePacking(t *testing.T) {
 	_, to := identity(t)
 	full := errors.New("zones are full")
-	p := newPacker(t.Context(), to, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) { return catalog.Ref{}, full })
+	p := newPacker(t.Context(), to, 2, func(context.Context, int, []byte, [32]byte) (catalog.Ref, error) { return catalog.Ref{}, full })
 	frame := seal.NewCompressor("fastest").Compress(noise(seal.MaxFrame))
 	for range 1000 {
 		if _, err := p.add(frame); err != nil {

@@ -70,6 +70,7 @@ type TakeConfig struct {
 
 	Workers int   // 2
 	Rate    int64 // raw bytes a second; 0: no limit
+	Memory  int64 // bytes for buffers; at least two packs (64 MiB) are needed (128 MiB)
 	// State is where the snapshot in the making keeps what it must find again; ""
 	// means a directory that is removed at the end.
 	State string
@@ -138,6 +139,9 @@ func (c *TakeConfig) readers() []age.Recipient { return slices.Concat(c.Index, c
 func (c *TakeConfig) fill() {
 	if c.Workers <= 0 {
 		c.Workers = 2
+	}
+	if c.Memory <= 0 {
+		c.Memory = 128 << 20
 	}
 	if c.ArchiveCheck <= 0 {
 		c.ArchiveCheck = 2 * time.Minute
@@ -270,7 +274,7 @@ func (t *take) settle(ctx context.Context) (maps *mapper, err error) {
 func (t *take) copy(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	t.pack = newPacker(ctx, t.cfg.Data, t.putPack)
+	t.pack = newPacker(ctx, t.cfg.Data, t.flying(), t.putPack)
 	t.pack.packs, t.pack.kept = t.making.packs, t.making.sent
 	var watch sync.WaitGroup
 	started := func(at lsn.LSN) {
@@ -300,6 +304,15 @@ func (t *take) copy(ctx context.Context) error {
 	cancel(nil)
 	watch.Wait()
 	return err
+}
+
+// flying is how many sealed packs may be on their way at once, beside the one in
+// the making and what the workers hold. More than two make nothing faster: each is
+// sent to all zones at once.
+func (t *take) flying() int {
+	const worker, pack = 24 << 20, seal.PackTarget + 1<<20
+	free := t.cfg.Memory - int64(t.cfg.Workers)*worker - pack
+	return int(min(2, max(1, free/pack)))
 }
 
 // awaitWAL waits until the quorum holds all WAL before upTo (C-8).

@@ -60,6 +60,7 @@ func (e *env) openNode(ctx context.Context, cfg *configs.Config, log *zap.Logger
 func newNode(ctx context.Context, w *world) (n *node, err error) {
 	n = &node{world: w, clusters: map[string]*protected{}}
 	w.holder.node = n
+	boundMemory(int64(w.cfg.Node.Limits.Memory))
 	if w.signer == nil {
 		return nil, usage("repository.signing_key is missing: a node that acts signs what it does; `holdfast keys new signing --out FILE` makes one")
 	}
