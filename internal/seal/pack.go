@@ -16,7 +16,7 @@ const PackTarget = 32 << 20
 // PackWriter seals frames as they come, so that a pack in the making is in memory
 // once. It is for one goroutine at a time.
 type PackWriter struct {
-	body   bytes.Buffer
+	body   *bytes.Buffer
 	sum    hash.Hash // of body
 	sealer io.WriteCloser
 	frames []entry
@@ -33,16 +33,17 @@ type Sealed struct {
 // NewPackWriter begins a pack to all recipients. It reserves memory for expect
 // bytes of frames: [PackTarget] for a pack that will be filled until it is full.
 func NewPackWriter(recipients []age.Recipient, expect int64) (*PackWriter, error) {
-	w := &PackWriter{sum: sha256.New()}
 	// The last frame may run past the target; age adds 16 bytes to each 64 KiB,
 	// and to its header at most 2 KiB for each recipient.
 	room := expect + min(expect, maxCompressed)
-	w.body.Grow(int(room+room>>12) + 4096 + 2048*len(recipients))
-	var err error
-	if w.sealer, err = age.Encrypt(io.MultiWriter(&w.body, w.sum), recipients...); err != nil {
+	// Made here and not by Grow, which would touch all of it for a pack of any size.
+	body := bytes.NewBuffer(make([]byte, 0, int(room+room>>12)+4096+2048*len(recipients)))
+	sum := sha256.New()
+	sealer, err := age.Encrypt(io.MultiWriter(body, sum), recipients...)
+	if err != nil {
 		return nil, fmt.Errorf("begin pack: %w", err)
 	}
-	return w, nil
+	return &PackWriter{body: body, sum: sum, sealer: sealer}, nil
 }
 
 // Add seals one frame, which is not kept, and returns its index.
