@@ -11,7 +11,6 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/changemap"
-	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/postgres/walrec"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -69,7 +68,7 @@ func TestIndexesOfTheArchiveVouchForAllChangesThroughRestarts(t *testing.T) {
 		t.Errorf("the table that was made on the way: %d blocks, all %t", len(list), all)
 	}
 	// Segments alone, without the slices that a retention may have removed.
-	path[0].To = lsn.LSN(end.SegmentStart(walSeg))
+	path[0].To = end.SegmentStart(walSeg)
 	if _, err := build(func(w catalog.WAL) bool { return !w.Slice }); err != nil {
 		t.Error(err)
 	}

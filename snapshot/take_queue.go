@@ -6,7 +6,6 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
-	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
@@ -64,6 +63,3 @@ func stretches(d datadir.File, f *file) (out []bundle) {
 	}
 	return out
 }
-
-// offset is the byte of the file at which the stretch begins.
-func (s stretch) offset() int64 { return s.first * page.Size }
