@@ -225,6 +225,25 @@ func TestBreakGlassWritesNothingBesideItsDirectories(t *testing.T) {
 	}
 }
 
+func TestBreakGlassRefusesANewerFormatByItsName(t *testing.T) {
+	g := openGolden(t)
+	notes, _ := g.snapshots()
+	zone := copyOfGolden(t)
+	forge(t, g, zone, notes[1], bytes.Replace(g.blob(notes[1].Manifest), []byte(`"format":1`), []byte(`"format":2`), 1))
+	if out, err := breakGlass(t, zone, filepath.Join(t.TempDir(), "data"), "--snapshot", notes[1].ID); err == nil || !strings.Contains(out, "is of format 2") {
+		t.Errorf("a manifest of format 2: %v: %s", err, out)
+	}
+	zone = copyOfGolden(t)
+	path := filepath.Join(zone, catalog.SnapshotName(goldenCluster, notes[1].ID))
+	newer := bytes.Replace(must(os.ReadFile(path))(t), []byte("snapshot v1"), []byte("snapshot v2"), 1)
+	if err := os.WriteFile(path, newer, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := breakGlass(t, zone, filepath.Join(t.TempDir(), "data")); err == nil || !strings.Contains(out, "is of version 2") {
+		t.Errorf("a note of version 2: %v: %s", err, out)
+	}
+}
+
 // forge puts another manifest into a zone, with a list and a note that name it,
 // unsigned.
 func forge(t *testing.T, g *golden, zone string, s catalog.Snapshot, manifest []byte) {

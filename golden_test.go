@@ -222,6 +222,16 @@ func TestTheFormatsWalkThroughIsOfTheGoldenMapObject(t *testing.T) {
 	}
 }
 
+func TestAPackIndexOfANewerFormatIsRefused(t *testing.T) {
+	for footer, want := range map[string]bool{"HOLDFPK1": true, "HOLDFPK2": false} {
+		index := must(hex.DecodeString("5d2a4d18" + "0c000000" + "00000000"))(t)
+		frames, err := seal.ParseIndex(append(index, footer...), 0)
+		if got := err == nil && len(frames) == 0; got != want {
+			t.Errorf("%s: %v, %v", footer, frames, err)
+		}
+	}
+}
+
 func TestGoldenBlocksHaveTheirDigests(t *testing.T) {
 	g := openGolden(t)
 	keys := must(seal.OpenDigestKeys(read(t, "zone/"+catalog.DigestKeyName(1)), g.ids))(t)
