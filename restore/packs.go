@@ -76,7 +76,8 @@ func (t *tree) fetch(ctx context.Context, r Repo, workers int, rs *records, prog
 func (t *tree) unpack(ctx context.Context, r Repo, j *job) error {
 	left, err := t.decode(ctx, r, j.source, j)
 	j.source.close()
-	if errors.Is(err, seal.ErrDamaged) {
+	// A damaged header looks like one for other identities.
+	if errors.Is(err, seal.ErrDamaged) || errors.Is(err, seal.ErrIdentity) {
 		var body []byte
 		if body, err = j.source.whole(); err == nil {
 			_, err = t.decode(ctx, r, bytes.NewReader(body), &job{pack: j.pack, list: left})
