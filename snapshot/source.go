@@ -69,7 +69,7 @@ func inDatabase(dsn, database string) (string, error) {
 }
 
 // describe fills the header with what is known before the copy (C-9).
-func (t *take) describe(ctx context.Context) error {
+func (t *take) describe() {
 	f := t.srv.facts
 	t.header = catalog.ManifestHeader{
 		Cluster: t.cfg.Cluster, Snapshot: t.id, DigestEpoch: t.cfg.Keys.Epoch,
@@ -83,9 +83,6 @@ func (t *take) describe(ctx context.Context) error {
 			DataDirectory: f.DataDirectory, HotStandby: f.HotStandby, ConfigFiles: f.ConfigFiles,
 		},
 	}
-	inv, err := readInventory(ctx, t.cfg.DSN, f)
-	t.header.Inventory = inv
-	return err
 }
 
 // started and stopped note where the backup began and ended.

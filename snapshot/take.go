@@ -228,9 +228,7 @@ func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
 	}
 	defer srv.close()
 	t.srv = srv
-	if err := t.describe(ctx); err != nil {
-		return catalog.Snapshot{}, err
-	}
+	t.describe()
 	if err := t.openMaking(); err != nil {
 		return catalog.Snapshot{}, err
 	}
@@ -240,11 +238,8 @@ func (t *take) run(ctx context.Context) (catalog.Snapshot, error) {
 }
 
 func (t *take) make(ctx context.Context) (catalog.Snapshot, error) {
-	if err := t.openBase(ctx); err != nil {
-		return catalog.Snapshot{}, err
-	}
 	defer t.closeBase()
-	if err := t.begin(ctx); err != nil {
+	if err := t.prepare(ctx); err != nil {
 		return catalog.Snapshot{}, err
 	}
 	if err := t.copy(ctx); err != nil {
@@ -257,6 +252,22 @@ func (t *take) make(ctx context.Context) (catalog.Snapshot, error) {
 	}
 	t.step("commit")
 	return t.commit(ctx, maps)
+}
+
+// prepare asks the server for its inventory while the zones are asked for the rest.
+func (t *take) prepare(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		t.header.Inventory, err = readInventory(ctx, t.cfg.DSN, t.srv.facts)
+		return err
+	})
+	group.Go(func() error {
+		if err := t.openBase(ctx); err != nil {
+			return err
+		}
+		return t.begin(ctx)
+	})
+	return group.Wait()
 }
 
 // settle writes the page maps while the last WAL becomes durable (W3).

@@ -242,6 +242,11 @@ func TestStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
 		if !m.Header.Facts.FromStandby || m.Header.Facts.MinRecoveryEnd != s.StopLSN || s.Suspect {
 			t.Errorf("facts %+v, suspect %v", m.Header.Facts, s.Reasons)
 		}
+		second := r.take(r.config(standby, source))
+		r.holds(second, standby.DataDir)
+		if r.manifest(second).Header.Base != s.ID {
+			t.Errorf("compared with %q, want %s", r.manifest(second).Header.Base, s.ID)
+		}
 	})
 	r := newRig(t)
 	cfg := r.config(standby, SourceFiles)
