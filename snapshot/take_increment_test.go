@@ -136,6 +136,10 @@ func TestAnOlderSnapshotThatDoesNotFitIsNoBase(t *testing.T) {
 			t.Errorf("%s: compared with %s", name, m.Header.Base)
 		}
 	}
+	if !pg.HasOwn("pg_checksums") {
+		t.Logf("PostgreSQL %d is without its pg_checksums here (docs/postgresql.md)", pg.Major)
+		return
+	}
 	pg.Stop()
 	pg.Run("pg_checksums", "--enable", "-D", pg.DataDir)
 	pg.Start()

@@ -192,6 +192,10 @@ func (c *Cluster) Bin(name string) string {
 	return path
 }
 
+// HasOwn says whether the cluster's own version has a program: one that reads a
+// data directory, as pg_checksums does, must be of that version.
+func (c *Cluster) HasOwn(name string) bool { return executable(filepath.Join(c.bin, name)) }
+
 // Run runs one of PostgreSQL's programs as the server's user and returns its
 // standard output; a failure fails the test.
 func (c *Cluster) Run(name string, args ...string) string {
