@@ -210,7 +210,7 @@ func (t *take) copyStretch(ctx context.Context, cut *cutter, s stretch, start ls
 		return err
 	}
 	defer func() { _ = r.Close() }() // it was only read
-	p.r, p.seek, p.check = r, r.Seek, s.f.verifier(start, r.Reread)
+	p.r, p.seek, p.check = r, r.MoveTo, s.f.verifier(start, r.Reread)
 	if err := cut.piece(p); err != nil {
 		return err
 	}

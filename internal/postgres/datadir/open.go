@@ -60,8 +60,8 @@ func (r *Reader) Size() int64 { return r.size }
 // Padded is how many zeros stood in for bytes that were cut off while reading.
 func (r *Reader) Padded() int64 { return r.padded }
 
-// Seek lets the next Read begin at byte off of the file.
-func (r *Reader) Seek(off int64) { r.off = off }
+// MoveTo lets the next Read begin at byte off of the file.
+func (r *Reader) MoveTo(off int64) { r.off = off }
 
 // Read reads on; pass large buffers (a MiB), there is no read-ahead.
 func (r *Reader) Read(p []byte) (int, error) {
