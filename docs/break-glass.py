@@ -395,14 +395,14 @@ Choice = collections.namedtuple("Choice", "snapshot log end stop last")
 def choose(repo, o):
     """The newest snapshot from which the WAL reaches the target, those with bad pages last."""
     forgotten = {i for _, m in repo.notes(f"forgotten/{repo.cluster}", ".note", "forgotten") for i in m.get("snapshots") or []}
-    all = [s for name, s in repo.notes(f"clusters/{repo.cluster}/snapshots", "/snapshot.note", "snapshot")
+    known = [s for name, s in repo.notes(f"clusters/{repo.cluster}/snapshots", "/snapshot.note", "snapshot")
            if s["kind"] == "physical" and name.split("/")[-2] == s["id"]]
     if o.snapshot:
-        fit = [s for s in all if s["id"] == o.snapshot]
+        fit = [s for s in known if s["id"] == o.snapshot]
     else:
-        fit = [s for s in all if s["id"] not in forgotten and (not o.time or micros(s["finished_at"]) <= micros(o.time))]
+        fit = [s for s in known if s["id"] not in forgotten and (not o.time or micros(s["finished_at"]) <= micros(o.time))]
     if not fit:
-        fail(f"no such snapshot of {repo.cluster}; there are: {', '.join(s['id'] for s in all) or 'none'}{because(repo)}")
+        fail(f"no such snapshot of {repo.cluster}; there are: {', '.join(s['id'] for s in known) or 'none'}{because(repo)}")
     fit.sort(key=lambda s: (not s["suspect"], s["epoch"], lsn(s["stop_lsn"])), reverse=True)
     why = []
     for s in fit:
