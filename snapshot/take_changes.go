@@ -40,74 +40,68 @@ const maxIndex = 64 << 20
 // since an interrupted attempt began. nil: any can.
 type changes struct{ base, attempt *changemap.Map }
 
-// findChanges asks what changed up to start. That it cannot be told costs time and
-// nothing else: then every block is read.
+// findChanges asks what changed up to start.
 func (t *take) findChanges(ctx context.Context, start lsn.LSN, timeline uint32) error {
-	how := t.cfg.Candidates
-	if t.base == nil || how == CandidatesAll || how == CandidatesAuto && !t.cfg.Summaries && t.base.snap.RawBytes < worthAsking {
+	if t.cfg.Candidates == CandidatesAll {
 		return nil
 	}
-	since := changemap.Base{Timeline: t.base.snap.Timeline, Start: t.base.snap.StartLSN, Stop: t.base.snap.StopLSN}
-	path, err := changemap.Path(since, timeline, start, nil)
-	if err == nil {
-		t.changes, err = t.changed(ctx, path)
+	always := t.cfg.Candidates == CandidatesWAL || t.cfg.Summaries
+	if b := t.base; b != nil && (always || b.snap.RawBytes >= worthAsking) {
+		t.changes.base = t.since(ctx, changemap.Base{Timeline: b.snap.Timeline, Start: b.snap.StartLSN, Stop: b.snap.StopLSN}, timeline, start)
 	}
-	if err != nil && ctx.Err() == nil {
-		t.log.Info("every block is read", zap.Error(err))
-		t.changes = changes{}
-		return nil
+	if t.making.resumed {
+		t.changes.attempt = t.since(ctx, changemap.Base{Timeline: timeline, Start: t.from, Stop: t.from}, timeline, start)
 	}
-	return err
+	return context.Cause(ctx)
 }
 
-// changed asks the server's summaries, if it may, and then the archived WAL.
-func (t *take) changed(ctx context.Context, path []changemap.Leg) (changes, error) {
-	if t.cfg.Summaries {
+// since is what changed from a base on; nil: nobody can tell. That costs time and
+// nothing else: then every block is read.
+func (t *take) since(ctx context.Context, b changemap.Base, timeline uint32, start lsn.LSN) *changemap.Map {
+	path, err := changemap.Path(b, timeline, start, nil)
+	if err == nil && t.cfg.Summaries {
 		m, err := t.summarised(ctx, path)
 		if err == nil {
-			return changes{base: m}, nil
+			return m
 		}
 		t.log.Info("the server's WAL summaries do not tell what changed", zap.Error(err))
 	}
-	return t.logged(ctx, path)
+	var m *changemap.Map
+	if err == nil {
+		m, err = t.logged(ctx, path)
+	}
+	if err != nil {
+		t.log.Info("every block is read", zap.Error(err))
+		return nil
+	}
+	return m
 }
 
 // logged merges the indexes of the archived WAL, up to the backup's start.
-func (t *take) logged(ctx context.Context, path []changemap.Leg) (c changes, err error) {
-	from, to := path[0].From, path[len(path)-1].To
-	if err := t.awaitWAL(ctx, to, t.cfg.ArchiveCheck); err != nil {
-		return c, err
+func (t *take) logged(ctx context.Context, path []changemap.Leg) (*changemap.Map, error) {
+	leg := path[0] // one history: see fits
+	if err := t.awaitWAL(ctx, leg.To, t.cfg.ArchiveCheck); err != nil {
+		return nil, err
 	}
-	timeline := path[0].Timeline
-	all, err := t.cfg.Catalog.WALEntries(ctx, t.cfg.Cluster, catalog.WALDir(t.cfg.Cluster, t.cfg.Epoch, timeline))
+	all, err := t.cfg.Catalog.WALEntries(ctx, t.cfg.Cluster, catalog.WALDir(t.cfg.Cluster, t.cfg.Epoch, leg.Timeline))
 	if err != nil {
-		return c, err
+		return nil, err
 	}
-	// Records cross segments: what a piece holds of changes may begin before it.
-	chosen, err := cover(all.List, from, to)
+	chosen, err := cover(all.List, leg.From, leg.To)
 	if err != nil {
-		return c, err
+		return nil, err
 	}
-	whole := changemap.New(path, changesBound)
-	builders := []*changemap.Builder{whole}
-	if t.making.resumed {
-		part := slices.Clone(path)
-		part[0].From = max(t.from, part[0].From)
-		builders = append(builders, changemap.New(part, changesBound))
+	b := changemap.New(path, changesBound)
+	if err := t.addIndexes(ctx, chosen, b); err != nil {
+		return nil, err
 	}
-	if err := t.addIndexes(ctx, chosen, builders); err != nil {
-		return c, err
-	}
-	if c.base, err = whole.Map(); err == nil && t.making.resumed {
-		c.attempt, err = builders[1].Map()
-	}
-	return c, err
+	return b.Map()
 }
 
 // parallelIndexes is how many WAL indexes are fetched at a time.
 const parallelIndexes = 8
 
-func (t *take) addIndexes(ctx context.Context, entries []catalog.WALEntry, to []*changemap.Builder) error {
+func (t *take) addIndexes(ctx context.Context, entries []catalog.WALEntry, b *changemap.Builder) error {
 	for batch := range slices.Chunk(entries, parallelIndexes) {
 		indexes := make([]walrec.Index, len(batch))
 		group, ctx := errgroup.WithContext(ctx)
@@ -121,10 +115,8 @@ func (t *take) addIndexes(ctx context.Context, entries []catalog.WALEntry, to []
 			return err
 		}
 		for i, ix := range indexes {
-			for _, b := range to {
-				if err := b.Add(batch[i].Timeline, ix); err != nil {
-					return err
-				}
+			if err := b.Add(batch[i].Timeline, ix); err != nil {
+				return err
 			}
 		}
 	}

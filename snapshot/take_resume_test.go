@@ -2,11 +2,15 @@ package snapshot
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +94,83 @@ func TestAnInterruptedSnapshotGoesOnUnderItsOwnIDAndSendsNoPackTwice(t *testing.
 	if next := r.take(r.config(pg, SourceFiles)); next.ID == id || r.manifest(next).Header.Base != id {
 		t.Errorf("the next is %s on %s", next.ID, r.manifest(next).Header.Base)
 	}
+}
+
+// killedTake is set, to what it needs, in the process that is to die.
+const killedTake = "HOLDFAST_TEST_KILLED_TAKE"
+
+// killed is a Take that ends with kill -9 at its third pack.
+type killed struct {
+	vault.Writer
+	left atomic.Int64
+}
+
+func (k *killed) Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error) {
+	if strings.Contains(name, "/packs/") && k.left.Add(-1) < 0 {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	return k.Writer.Put(ctx, name, body, opt)
+}
+
+// In a process of its own: see the next test, which starts it.
+func TestTakeThatIsKilled(t *testing.T) {
+	text := os.Getenv(killedTake)
+	if text == "" {
+		return
+	}
+	var in struct {
+		secrets
+		DSN string
+	}
+	noErr(t, json.Unmarshal([]byte(text), &in))
+	r := in.open(t)
+	cfg := r.configOf(in.DSN, SourceFiles)
+	store := &killed{Writer: r.vault.Writer()}
+	store.left.Store(2)
+	cfg.Store = store
+	t.Error("it was to be killed:", r.take(cfg))
+}
+
+// T-1: what the quorum held when the process was killed is neither sent nor, as
+// the WAL tells what changed since, read again.
+func TestAfterKill9NothingThatIsCommittedIsSentOrReadAgain(t *testing.T) {
+	pg := startPG(t)
+	noisy(t, pg, 110)
+	pg.Exec("CREATE TABLE noise (b bytea)")
+	pg.Exec("ALTER TABLE noise ALTER b SET STORAGE EXTERNAL")
+	pg.Exec("INSERT INTO noise SELECT pg_read_binary_file('noise', i * 1000000, 1000000) FROM generate_series(0, 109) i")
+	noErr(t, os.Remove(filepath.Join(pg.DataDir, "noise")))
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	r.archiving(pg, &cfg)
+	text, err := json.Marshal(struct {
+		secrets
+		DSN string
+	}{r.secrets, pg.DSN("postgres")})
+	noErr(t, err)
+	die := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestTakeThatIsKilled$")
+	die.Env = append(os.Environ(), killedTake+"="+string(text))
+	out, err := die.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || !exit.Sys().(syscall.WaitStatus).Signaled() {
+		t.Fatalf("it was to be killed: %v\n%s", err, out)
+	}
+	pg.Exec("UPDATE noise SET b = '\\x00' WHERE ctid = (SELECT min(ctid) FROM noise)")
+	store := &watched{Writer: r.vault.Writer()}
+	cfg.Store = store
+	var read int64
+	cfg.Progress = func(p Progress) { read = p.Read }
+	s := r.take(cfg)
+	before, err := filepath.Glob(filepath.Join(r.dirs[0], "clusters/main/snapshots", s.ID, "packs", "*"))
+	noErr(t, err)
+	if packs := store.count("/packs/"); store.count("intent") > 0 || packs > len(before)-2 {
+		t.Errorf("%d intents and %d packs were sent, of %d in all", store.count("intent"), packs, len(before))
+	}
+	if read > s.RawBytes-40<<20 {
+		t.Errorf("%d of %d bytes were read, although two packs were committed", read, s.RawBytes)
+	}
+	r.check(r.manifest(s))
+	r.holds(s, pg.DataDir)
 }
 
 func TestAnAttemptThatMayNotBeContinuedBeginsAfresh(t *testing.T) {

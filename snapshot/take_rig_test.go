@@ -38,29 +38,54 @@ type rig struct {
 	indexTo []age.Recipient
 	keys    seal.DigestKeys
 	state   string
+	secrets secrets
 }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, state: t.TempDir()}
-	skey, vkey, err := seal.NewSigningKey("node")
+	s := secrets{State: t.TempDir()}
+	var err error
+	s.Sign, s.Verify, err = seal.NewSigningKey("node")
 	noErr(t, err)
-	r.signer, _, err = seal.LoadSigner(skey)
+	s.Data, _, err = seal.NewX25519Identity()
 	noErr(t, err)
-	r.trust, err = seal.NewTrust([]seal.TrustedSigner{{VKey: vkey, Clusters: []string{"*"}, May: []string{"snapshot", "wal"}}})
+	s.Index, _, err = seal.NewX25519Identity()
 	noErr(t, err)
-	r.data, r.dataTo = identity(t)
-	r.index, r.indexTo = identity(t)
-	r.keys, err = seal.NewDigestKeys(1)
+	keys, err := seal.NewDigestKeys(1)
 	noErr(t, err)
-	var zones []*zone.Zone
+	s.Digest = keys.Key
 	for i := range 3 {
-		dir := t.TempDir()
+		s.Dirs = append(s.Dirs, t.TempDir())
+		d, err := dirzone.New(s.Dirs[i])
+		noErr(t, err)
+		noErr(t, zone.Initialise(t.Context(), d, zone.Identity{Format: 1, Repository: "repo", Zone: fmt.Sprintf("z%d", i)}))
+	}
+	return s.open(t)
+}
+
+// secrets are what another process needs to have the same rig.
+type secrets struct {
+	Sign, Verify, Data, Index string
+	Digest                    [32]byte
+	Dirs                      []string
+	State                     string
+}
+
+func (s secrets) open(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t, secrets: s, state: s.State, dirs: s.Dirs, keys: seal.DigestKeys{Epoch: 1, Key: s.Digest}}
+	var err error
+	r.signer, _, err = seal.LoadSigner(s.Sign)
+	noErr(t, err)
+	r.trust, err = seal.NewTrust([]seal.TrustedSigner{{VKey: s.Verify, Clusters: []string{"*"}, May: []string{"snapshot", "wal"}}})
+	noErr(t, err)
+	r.data, r.dataTo = identityOf(t, s.Data)
+	r.index, r.indexTo = identityOf(t, s.Index)
+	var zones []*zone.Zone
+	for i, dir := range s.Dirs {
 		id := zone.Identity{Format: 1, Repository: "repo", Zone: fmt.Sprintf("z%d", i)}
 		d, err := dirzone.New(dir)
 		noErr(t, err)
-		noErr(t, zone.Initialise(t.Context(), d, id))
-		r.dirs = append(r.dirs, dir)
 		zones = append(zones, zone.Open(id.Zone, d, id, zone.Options{}))
 	}
 	r.vault, err = vault.Open(vault.Config{Zones: zones, Quorum: 2, State: t.TempDir(), RetryAfter: 10 * time.Millisecond})
@@ -78,9 +103,16 @@ func noErr(t testing.TB, err error) {
 
 func identity(t testing.TB) ([]age.Identity, []age.Recipient) {
 	t.Helper()
-	secret, public, err := seal.NewX25519Identity()
+	secret, _, err := seal.NewX25519Identity()
 	noErr(t, err)
+	return identityOf(t, secret)
+}
+
+func identityOf(t testing.TB, secret string) ([]age.Identity, []age.Recipient) {
+	t.Helper()
 	ids, err := seal.ParseIdentities([]byte(secret))
+	noErr(t, err)
+	public, err := seal.RecipientOf(ids[0])
 	noErr(t, err)
 	to, err := seal.ParseRecipients([]string{public})
 	noErr(t, err)
@@ -89,11 +121,15 @@ func identity(t testing.TB) ([]age.Identity, []age.Recipient) {
 
 // config takes from pg into the rig.
 func (r *rig) config(pg *pgtest.Cluster, source string) TakeConfig {
+	return r.configOf(pg.DSN("postgres"), source)
+}
+
+func (r *rig) configOf(dsn, source string) TakeConfig {
 	return TakeConfig{
-		Cluster: "main", Node: "node", Epoch: 1, Source: source, DSN: pg.DSN("postgres"), Fast: true,
+		Cluster: "main", Node: "node", Epoch: 1, Source: source, DSN: dsn, Fast: true,
 		Store: r.vault.Writer(), Signer: r.signer, Trust: r.trust,
 		Data: r.dataTo, Index: r.indexTo, Fingerprints: []string{"0123456789abcdef"},
-		WAL: keptWAL{pg.DSN("postgres")}, Keys: r.keys, State: r.state, Identities: r.index,
+		WAL: keptWAL{dsn}, Keys: r.keys, State: r.state, Identities: r.index,
 	}
 }
 
