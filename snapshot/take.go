@@ -180,13 +180,18 @@ func Take(ctx context.Context, cfg TakeConfig) (catalog.Snapshot, error) {
 		return catalog.Snapshot{}, fmt.Errorf("take a snapshot of %s: %w", cfg.Cluster, err)
 	}
 	cfg.fill()
-	t := &take{cfg: cfg, id: NewID(cfg.Now()), pace: pace{rate: cfg.Rate}}
-	t.log = cfg.Log.With(zap.String("cluster", cfg.Cluster), zap.String("snapshot", t.id))
-	snap, err := t.run(ctx)
-	if err != nil {
-		return catalog.Snapshot{}, fmt.Errorf("take snapshot %s of %s from %s: %w", t.id, cfg.Cluster, cfg.Source, err)
+	for {
+		t := &take{cfg: cfg, id: NewID(cfg.Now()), pace: pace{rate: cfg.Rate}}
+		t.log = cfg.Log.With(zap.String("cluster", cfg.Cluster), zap.String("snapshot", t.id))
+		snap, err := t.run(ctx)
+		if err != nil {
+			return catalog.Snapshot{}, fmt.Errorf("take snapshot %s of %s from %s: %w", t.id, cfg.Cluster, cfg.Source, err)
+		}
+		if t.making.closing == nil || cfg.Now().Sub(snap.FinishedAt) < freshEnough {
+			return snap, nil
+		}
+		t.log.Info("committed what was taken earlier, and now take another")
 	}
-	return snap, nil
 }
 
 // take is one snapshot in the making.
@@ -241,6 +246,9 @@ func (t *take) make(ctx context.Context) (catalog.Snapshot, error) {
 	defer t.closeBase()
 	if err := t.prepare(ctx); err != nil {
 		return catalog.Snapshot{}, err
+	}
+	if c := t.making.closing; c != nil {
+		return t.deliver(ctx, *c)
 	}
 	if err := t.copy(ctx); err != nil {
 		return catalog.Snapshot{}, err

@@ -60,7 +60,7 @@ func (t *take) putPack(ctx context.Context, n int, body []byte, sum [32]byte) (c
 	return catalog.Ref{Name: name, Size: stored.Size, SHA256: stored.SHA256}, err
 }
 
-// commit writes the manifest, the list, and last the note (W3 to W5).
+// commit makes the manifest and the list, and delivers them with the note (W3 to W5).
 func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) {
 	s, err := t.summary(ctx)
 	if err != nil {
@@ -68,23 +68,35 @@ func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) 
 	}
 	packs, maps := m.packs(), m.number()
 	s.Oldest = oldest(t.startedAt, packs, maps)
-	if s.Manifest, err = t.putManifest(ctx, packs, maps); err != nil {
-		return s, fmt.Errorf("write the manifest: %w", err)
+	c := closing{Snapshot: s}
+	if c.Manifest, err = t.sealManifest(packs, maps); err != nil {
+		return s, fmt.Errorf("make the manifest: %w", err)
 	}
-	refs := append([]catalog.Ref{s.Manifest}, s.WAL...)
+	c.Snapshot.Manifest = refOf(catalog.ManifestName(t.cfg.Cluster, t.id), c.Manifest)
+	refs := append([]catalog.Ref{c.Snapshot.Manifest}, s.WAL...)
 	for _, p := range packs {
 		refs = append(refs, p.Ref)
 	}
 	for _, p := range maps {
 		refs = append(refs, p.Ref)
 	}
-	list, err := catalog.EncodeObjects(refs)
-	if err != nil {
+	if c.Objects, err = catalog.EncodeObjects(refs); err != nil {
 		return s, err
 	}
-	if s.Objects, err = t.put(ctx, catalog.ObjectsName(t.cfg.Cluster, t.id), list); err != nil {
-		return s, fmt.Errorf("write the list of objects: %w", err)
+	c.Snapshot.Objects = refOf(catalog.ObjectsName(t.cfg.Cluster, t.id), c.Objects)
+	t.weigh(&c.Snapshot, refs, m)
+	if err := t.store(c); err != nil {
+		return s, err
 	}
+	if s, err = t.deliver(ctx, c); err != nil {
+		return s, err
+	}
+	t.prune(maps)
+	return s, nil
+}
+
+// weigh sums up what was made for the snapshot, and what it needs in all.
+func (t *take) weigh(s *catalog.Snapshot, refs []catalog.Ref, m *mapper) {
 	s.NewBytes = s.Manifest.Size + s.Objects.Size
 	for _, p := range t.pack.packs {
 		s.NewBytes += p.Ref.Size
@@ -96,11 +108,6 @@ func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) 
 	for _, r := range refs {
 		s.StoredSize += r.Size
 	}
-	if err := t.putNote(ctx, &s, refs); err != nil {
-		return s, err
-	}
-	t.prune(maps)
-	return s, nil
 }
 
 // summary is the note's body as far as it is known before the manifest.
@@ -126,17 +133,17 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 	return s, nil
 }
 
-// putManifest seals the manifest to whoever reads the index or the data. The files
+// sealManifest seals the manifest to whoever reads the index or the data. The files
 // are in the order of their paths.
-func (t *take) putManifest(ctx context.Context, packs []catalog.ManifestPack, maps []catalog.ManifestMap) (catalog.Ref, error) {
+func (t *take) sealManifest(packs []catalog.ManifestPack, maps []catalog.ManifestMap) ([]byte, error) {
 	var body bytes.Buffer
 	w, err := seal.NewBlobWriter(&body, t.cfg.readers())
 	if err != nil {
-		return catalog.Ref{}, err
+		return nil, err
 	}
 	m, err := catalog.NewManifestWriter(w, t.header)
 	if err != nil {
-		return catalog.Ref{}, err
+		return nil, err
 	}
 	for _, p := range packs {
 		err = errors.Join(err, m.Pack(p))
@@ -149,37 +156,9 @@ func (t *take) putManifest(ctx context.Context, packs []catalog.ManifestPack, ma
 			err = m.File(f.entry())
 		}
 	}
-	if err := errors.Join(err, m.Close(), w.Close()); err != nil {
-		return catalog.Ref{}, err
-	}
-	return t.put(ctx, catalog.ManifestName(t.cfg.Cluster, t.id), body.Bytes())
+	err = errors.Join(err, m.Close(), w.Close()) // before its bytes are whole
+	return body.Bytes(), err
 }
-
-// putNote commits: in each zone only when that zone holds every object.
-func (t *take) putNote(ctx context.Context, s *catalog.Snapshot, refs []catalog.Ref) error {
-	if err := t.kept(ctx); err != nil {
-		return err
-	}
-	var err error
-	if s.Link, err = NextLink(ctx, t.cfg.Store, t.cfg.Trust, s.Cluster, s.Node, s.Epoch); err != nil {
-		return err
-	}
-	body, err := seal.SignNote(catalog.KindSnapshot, s, t.cfg.Signer)
-	if err != nil {
-		return err
-	}
-	needs := []vault.Need{need(s.Objects)}
-	for _, r := range refs {
-		needs = append(needs, need(r))
-	}
-	_, err = t.cfg.Store.PutNote(ctx, catalog.SnapshotName(s.Cluster, s.ID), body, needs, vault.PutOptions{LockUntil: t.cfg.LockUntil})
-	if err != nil {
-		return fmt.Errorf("commit: %w", err)
-	}
-	return nil
-}
-
-func need(r catalog.Ref) vault.Need { return vault.Need{Name: r.Name, Size: r.Size, SHA256: r.SHA256} }
 
 // NextLink continues the chain of a node's snapshot notes in one lineage: it
 // names the newest of them. A listing that may miss some is an error, for two

@@ -51,6 +51,7 @@ type making struct {
 	packs   []ownPack    // those that an earlier process sent
 	journal map[leafKey]journalLeaf
 	resumed bool
+	closing *closing // all but its end was done by an earlier process
 }
 
 type leafKey struct {
@@ -145,13 +146,16 @@ func (t *take) begin(ctx context.Context) error {
 	at := filepath.Join(t.making.dir, "attempt.json")
 	if old, err := t.interrupted(at); err == nil {
 		t.resume(old)
+		if t.making.closing = t.closed(); t.making.closing != nil {
+			return nil
+		}
 		return t.making.load(t.log)
 	} else if !errors.Is(err, os.ErrNotExist) {
 		t.log.Info("an interrupted snapshot is not continued", zap.Error(err))
 	}
 	m := t.making
 	m.packs = nil
-	if err := errors.Join(m.log.Rewrite(nil), m.spool.f.Truncate(0)); err != nil {
+	if err := errors.Join(forget(filepath.Join(m.dir, closingName)), m.log.Rewrite(nil), m.spool.f.Truncate(0)); err != nil {
 		return fmt.Errorf("begin a spool: %w", err)
 	}
 	from, err := t.putIntent(ctx)
@@ -164,6 +168,13 @@ func (t *take) begin(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("keep that the snapshot began: %w", err)
+	}
+	return nil
+}
+
+func forget(path string) error {
+	if err := durable.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -248,3 +248,54 @@ func (r *rig) forget(id string) {
 	_, err = r.vault.Writer().Put(r.t.Context(), catalog.ForgottenName("main", "mark-"+id), body, putOptions)
 	noErr(r.t, err)
 }
+
+// What is lost in its last writes is committed as it is, with the very bytes that
+// zones may hold already; what was taken too long ago is not passed off as new.
+func TestASnapshotThatLacksItsEndAloneIsCommittedAndNotTakenAgain(t *testing.T) {
+	pg := startPG(t)
+	for _, at := range []string{"/manifest.age", "/objects.list", "/snapshot.note"} {
+		r := newRig(t)
+		cfg := r.config(pg, SourceFiles)
+		cfg.Store = &failing{Writer: r.vault.Writer(), at: at}
+		if _, err := Take(t.Context(), cfg); !errors.Is(err, errLost) {
+			t.Fatalf("%s: got %v", at, err)
+		}
+		store := &watched{Writer: r.vault.Writer()}
+		cfg.Store = store
+		s := r.take(cfg)
+		r.holds(s, pg.DataDir)
+		if begun, _ := filepath.Glob(filepath.Join(r.dirs[0], "clusters/main/snapshots/*")); store.count("/packs/") > 0 || len(begun) != 1 {
+			t.Errorf("%s: %d packs were sent again, %d snapshots were begun", at, store.count("/packs/"), len(begun))
+		}
+	}
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	cfg.Store = &failing{Writer: r.vault.Writer(), at: "/snapshot.note"}
+	_, err := Take(t.Context(), cfg)
+	cfg.Store, cfg.Now = r.vault.Writer(), func() time.Time { return time.Now().Add(freshEnough) }
+	s := r.take(cfg)
+	if m := r.manifest(s); !errors.Is(err, errLost) || m.Header.Base == "" || len(r.notes()) != 3 {
+		t.Errorf("an hour later %s came of it, on %q", s.ID, m.Header.Base)
+	}
+}
+
+// failing loses the connection at one object, after one zone got it.
+type failing struct {
+	vault.Writer
+	at string
+}
+
+func (f *failing) Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error) {
+	stored, err := f.Writer.Put(ctx, name, body, opt)
+	if strings.HasSuffix(name, f.at) {
+		return stored, errLost
+	}
+	return stored, err
+}
+
+func (f *failing) PutNote(ctx context.Context, name string, body []byte, needs []vault.Need, opt vault.PutOptions) (vault.Stored, error) {
+	if strings.HasSuffix(name, f.at) {
+		return vault.Stored{}, errLost
+	}
+	return f.Writer.PutNote(ctx, name, body, needs, opt)
+}
