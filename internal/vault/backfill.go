@@ -149,7 +149,7 @@ func (m *member) unready(phase int) map[string]bool {
 
 // pay copies one object to the zone that missed it.
 func (c *core) pay(ctx context.Context, m *member, name string, owed debt) error {
-	err := c.supply(ctx, m, owed.Needs)
+	err := c.supply(ctx, m, name, owed)
 	if err == nil {
 		err = c.copyTo(ctx, m, name, owed)
 	}

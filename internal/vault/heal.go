@@ -10,8 +10,11 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/zone"
 )
@@ -176,11 +179,49 @@ func agreed(ctx context.Context, s set, name string) ([]byte, error) {
 	return body, nil
 }
 
-// supply makes the zone hold all of needs.
-func (c *core) supply(ctx context.Context, m *member, needs []Need) error {
-	if len(needs) == 0 {
+// supply makes the zone hold all that a note needs, locked for as long as the note.
+func (c *core) supply(ctx context.Context, m *member, note string, owed debt) error {
+	if len(owed.Needs) == 0 {
 		return nil
 	}
+	if err := c.bringAll(ctx, m, owed.Needs); err != nil {
+		return err
+	}
+	if err := m.extendOlder(ctx, note, owed); err != nil {
+		return fmt.Errorf("locking what the note names: %w", err)
+	}
+	return nil
+}
+
+// extending is how many locks of one zone are looked at a time.
+const extending = 8
+
+// extendOlder lengthens the locks of what a note refers to and was not made for it:
+// what lies beside the note got its lock when it was created.
+func (m *member) extendOlder(ctx context.Context, note string, owed debt) error {
+	if owed.LockUntil.IsZero() {
+		return nil
+	}
+	own := path.Dir(note) + "/"
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(extending)
+	for _, n := range owed.Needs {
+		if strings.HasPrefix(n.Name, own) {
+			continue
+		}
+		g.Go(func() error {
+			err := m.ExtendLock(ctx, n.Name, "", owed.LockUntil)
+			if errors.Is(err, errors.ErrUnsupported) {
+				return nil // as a creation in this zone would have done
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// bringAll copies what the zone lacks of needs.
+func (c *core) bringAll(ctx context.Context, m *member, needs []Need) error {
 	lacking, err := m.lacking(ctx, needs)
 	if m.saw(err, 0); err != nil {
 		return fmt.Errorf("looking for what the note names: %w", err)

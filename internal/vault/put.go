@@ -161,7 +161,7 @@ func (c *core) write(ctx context.Context, m *member, j *job) error {
 		if attempt > 0 && c.barred(j.name) {
 			return fmt.Errorf("storing %s: %w", j.name, ErrRemoved)
 		}
-		if err = c.supply(ctx, m, j.debt.Needs); err == nil {
+		if err = c.supply(ctx, m, j.name, j.debt); err == nil {
 			err = m.place(ctx, j)
 		}
 		if err == nil || lasting(err) {

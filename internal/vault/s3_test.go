@@ -219,3 +219,35 @@ func TestS3BitRotIsFoundAndHealed(t *testing.T) {
 		t.Error("it is still rotten")
 	}
 }
+
+// A snapshot's packs may be an older one's: their locks must not end before its own.
+func TestWhatANoteRefersToIsLockedForAsLongAsTheNote(t *testing.T) {
+	c := launch(t)
+	until := time.Now().Add(time.Minute).Truncate(time.Second)
+	older, own := body(1), body(2)
+	put := func(name string, b []byte, at time.Time) {
+		t.Helper()
+		if _, err := c.Writer().Put(t.Context(), name, b, vault.PutOptions{LockUntil: at}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("clusters/main/snapshots/1/packs/0-a.age", older, until)
+	put("clusters/main/snapshots/2/packs/0-b.age", own, until.Add(time.Minute))
+	needs := []vault.Need{
+		{Name: "clusters/main/snapshots/1/packs/0-a.age", Size: int64(len(older)), SHA256: digest(older)},
+		{Name: "clusters/main/snapshots/2/packs/0-b.age", Size: int64(len(own)), SHA256: digest(own)},
+	}
+	stored, err := c.Writer().PutNote(t.Context(), "clusters/main/snapshots/2/snapshot.note", body(3), needs, vault.PutOptions{LockUntil: until.Add(time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, z := range c.zones {
+		if !slices.Contains(stored.Zones, z.Name()) {
+			continue
+		}
+		o, err := z.Stat(t.Context(), needs[0].Name, "")
+		if err != nil || o.LockedUntil.Before(until.Add(time.Minute)) {
+			t.Errorf("zone %s: the older pack is locked until %s, want %s (%v)", z.Name(), o.LockedUntil, until.Add(time.Minute), err)
+		}
+	}
+}
