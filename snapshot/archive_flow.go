@@ -109,6 +109,26 @@ func (a *Archiver) dispatch() {
 	}
 }
 
+// drain sends all that is cut and waits until it is durable.
+func (a *Archiver) drain(ctx context.Context) error {
+	for a.dispatch(); len(a.pending) > 0; a.dispatch() {
+		select {
+		case <-a.freed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if a.last == nil {
+		return nil
+	}
+	select {
+	case <-a.last:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (a *Archiver) wakeUp() {
 	select {
 	case a.freed <- struct{}{}:
@@ -125,13 +145,15 @@ func (a *Archiver) idle() time.Duration {
 	return max(wait, time.Millisecond)
 }
 
-// flushed is what the server may forget: what the quorum holds.
+// flushed is what the server may forget: what the quorum holds. A new timeline is
+// archived from the start of the segment with the switch, whose bytes the old one
+// holds as well: it does not go back.
 func (a *Archiver) flushed() lsn.LSN {
 	timeline, at, _, _ := a.w.done.newest()
 	if timeline > a.asm.cfg.Timeline {
-		return 0
+		return a.told
 	}
-	return at
+	return max(at, a.told)
 }
 
 // status reports when there is something new, or it is time.

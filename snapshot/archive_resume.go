@@ -52,6 +52,16 @@ func DecideResume(entries []catalog.WALEntry, server Server) (Place, bool) {
 	return Place{}, false
 }
 
+// passes says that a position lies on the way of the server's history.
+func (s Server) passes(at Place) bool {
+	for _, h := range s.History {
+		if h.Timeline == at.Timeline {
+			return at.LSN <= h.LSN
+		}
+	}
+	return at.Timeline == s.Timeline
+}
+
 // timelineAt is the timeline on which the server's history holds the byte at l.
 func (s Server) timelineAt(l lsn.LSN) uint32 {
 	for _, h := range s.History {

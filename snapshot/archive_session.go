@@ -33,6 +33,9 @@ func (a *Archiver) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.onward(ctx, server); err != nil {
+		return err
+	}
 	if a.asm == nil {
 		if err := a.begin(ctx, conn, server, slot); err != nil {
 			return err
@@ -66,6 +69,32 @@ func (a *Archiver) identify(ctx context.Context, conn *postgres.Conn) (Server, e
 		s.History = h.Parsed
 	}
 	return s, nil
+}
+
+// onward sees whether what was received so far lies on the server's own history.
+// A server of an older timeline is not archived: it is an old primary that came
+// back. On a server that left our timeline before where we are, the WAL behind
+// that belongs to a dead branch: it is kept as such, and begin looks anew.
+func (a *Archiver) onward(ctx context.Context, server Server) error {
+	if a.asm == nil || server.passes(Place{a.asm.cfg.Timeline, a.asm.pos()}) {
+		return nil
+	}
+	at := Place{a.asm.cfg.Timeline, a.asm.pos()}
+	if server.Timeline <= at.Timeline {
+		return fmt.Errorf("cluster %s: %w: the archive is at %s, the server on timeline %d", a.w.c.Lineage.Cluster, ErrOldTimeline, at, server.Timeline)
+	}
+	if p, ok := a.asm.slice(); ok {
+		a.queue(p)
+	}
+	a.w.c.Log.Warn("the server's history left the timeline before the archive's end; going on where it did",
+		zap.Stringer("archive_ends", at), zap.Uint32("server_timeline", server.Timeline))
+	if err := a.drain(ctx); err != nil {
+		return err
+	}
+	// What is durable of the dead branch must not be told to this server.
+	a.w.done.forget()
+	a.asm, a.told = nil, 0
+	return nil
 }
 
 // begin finds where to go on: where the repository's archive ends, or with an
@@ -143,12 +172,31 @@ func (a *Archiver) backfillHistories(ctx context.Context, conn *postgres.Conn, s
 }
 
 func (a *Archiver) keepHistory(ctx context.Context, conn *postgres.Conn, timeline uint32, at lsn.LSN) error {
-	h, err := postgres.TimelineHistory(ctx, conn, timeline)
+	h, err := history(ctx, conn, timeline)
 	if err != nil {
 		return err
 	}
 	a.pending = append(a.pending, part{file: h.Name, timeline: timeline, from: at, to: at, data: h.Content, known: true})
 	return nil
+}
+
+// history asks for the history of a timeline. The file of an ancestor that the
+// server has lost is made again from its newest: with a number missing PostgreSQL
+// takes the timelines behind it for not there (C-61).
+func history(ctx context.Context, conn *postgres.Conn, timeline uint32) (postgres.History, error) {
+	h, err := postgres.TimelineHistory(ctx, conn, timeline)
+	if !absent(err) {
+		return h, err
+	}
+	sys, serr := postgres.IdentifySystem(ctx, conn)
+	if serr != nil || sys.Timeline <= timeline {
+		return h, errors.Join(err, serr)
+	}
+	newest, nerr := postgres.TimelineHistory(ctx, conn, sys.Timeline)
+	if nerr != nil {
+		return h, errors.Join(err, nerr)
+	}
+	return postgres.AncestorHistory(newest, timeline)
 }
 
 // aim makes at the next position to archive.
@@ -187,9 +235,12 @@ func (a *Archiver) follow(ctx context.Context, conn *postgres.Conn, server Serve
 
 // removed says that the server has no such segment any more. A slot that is
 // invalid is another matter: it is made anew, and the server asked again.
-func removed(err error) bool {
+func removed(err error) bool { return errors.Is(err, postgres.ErrWALRemoved) && absent(err) }
+
+// absent says that the server has no such file.
+func absent(err error) bool {
 	var pg *pgconn.PgError
-	return errors.Is(err, postgres.ErrWALRemoved) && errors.As(err, &pg) && pg.Code == "58P01"
+	return errors.As(err, &pg) && pg.Code == "58P01"
 }
 
 // gap records what is lost, and only then aims behind it. The caller connects anew.

@@ -56,6 +56,14 @@ func (p *progress) start(timeline uint32, at lsn.LSN) {
 	p.wake()
 }
 
+// forget drops every stretch: what follows is another branch.
+func (p *progress) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spans = nil
+	p.wake()
+}
+
 // cover joins s with what it touches.
 func (p *progress) cover(s span) {
 	var rest []span

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -32,4 +33,24 @@ func TimelineHistory(ctx context.Context, c *Conn, timeline uint32) (History, er
 		return History{}, fmt.Errorf("ask for the history of timeline %d: %w", timeline, err)
 	}
 	return h, nil
+}
+
+// AncestorHistory is the history of a timeline that a later one descends from, cut
+// out of the later one's: PostgreSQL begins each history with its parent's, and a
+// newline (writeTimeLineHistory in src/backend/access/transam/timeline.c).
+func AncestorHistory(later History, timeline uint32) (History, error) {
+	content := later.Content
+	for range later.Parsed {
+		content = bytes.TrimRight(content, "\n")
+		content = content[:bytes.LastIndexByte(content, '\n')+1]
+		parsed, err := lsn.ParseHistory(content)
+		if err != nil {
+			return History{}, fmt.Errorf("cut the history of timeline %d out of %s: %w", timeline, later.Name, err)
+		}
+		if n := len(parsed); n > 0 && n < len(later.Parsed) && later.Parsed[n].Timeline == timeline {
+			content = bytes.TrimSuffix(content, []byte("\n"))
+			return History{Name: lsn.HistoryName(timeline), Content: content, Parsed: parsed}, nil
+		}
+	}
+	return History{}, fmt.Errorf("cut the history of timeline %d out of %s: it does not descend from a timeline of that number with a parent", timeline, later.Name)
 }
