@@ -15,6 +15,9 @@ if [ "$(id -u)" -eq 0 ] && ! runuser -u postgres -- test -x "$here" && ! [ -e "$
   ln -sfn /var/tmp/holdfast-pg "$here/.tools/pg"
 fi
 
+# npm itself is Debian's where it is not here yet; without root or apt, the loop says what lacks.
+command -v npm >/dev/null && command -v node >/dev/null || bash "$here/bench/install.sh" nodejs npm || true
+
 missing=()
 for major in 14 15 16 17 18; do
   pg_complete "/usr/lib/postgresql/$major/bin" || pg_complete "$here/.tools/pg/$major/bin" || npm_pg $major || missing+=($major)
