@@ -68,7 +68,6 @@ func TestT12AndT20ManyRelationsAndLargeOnesFitTheMemoryLimit(t *testing.T) {
 		t.Errorf("verified: %+v, %+v", verified, d)
 	}
 	to := r.path("restored")
-	t.Cleanup(func() { r.discard(to) })
 	var restored restoreDoc
 	r.within(s, &restored, "drill", "restore", "run", "cms", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", pg.BinDir())
 	if !restored.Complete {
