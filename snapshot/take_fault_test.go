@@ -231,7 +231,7 @@ func TestForgottenBaseEndsTheSnapshotBeforeItsNote(t *testing.T) { // W5
 }
 
 // C-7
-func TestStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
+func TestT17AStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
 	pg := startPG(t)
 	fill(pg, "big", 3000)
 	standby := pg.Standby(t, "wal_keep_size = '4GB'")
@@ -262,7 +262,7 @@ func TestStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
 }
 
 // C-6
-func TestStandbyOfAPrimaryWithoutFullPageWritesIsRefused(t *testing.T) {
+func TestT18AStandbyOfAPrimaryWithoutFullPageWritesIsRefused(t *testing.T) {
 	pg := startPG(t, pgtest.WithSetting("full_page_writes", "off"))
 	standby := pg.Standby(t)
 	fill(pg, "t", 100)
