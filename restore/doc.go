@@ -7,6 +7,11 @@
 // itself, compares what was replayed with the expected end, promotes, replays the
 // tombstones of deleted projects in a closed room, and only then opens.
 //
+// Files come from packs by page maps, each frame checked, each byte written once,
+// in memory that does not grow with the cluster. Over a directory that holds the
+// cluster already, or half a restore, only blocks that differ are fetched: 64-bit
+// keyed digests say which.
+//
 // It never imports snapshot: reading must work on the day writing is broken. It
 // holds a reader that can neither write nor delete. It never answers "absent" for
 // what a plan names, never promotes short of the expected end, and leaves a

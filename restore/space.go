@@ -14,8 +14,11 @@ import (
 // checkRoom refuses a target whose file systems have too little room for what
 // goes to each of them.
 func (room *Room) checkRoom(t *tree) error {
-	wal := max(0, room.Plan.DiskNeeded-room.Snapshot.RawBytes) // and what else is ours
-	need := map[string]int64{room.opt.To: wal}
+	own := max(0, room.Plan.DiskNeeded-room.Snapshot.RawBytes) // WAL above all
+	for _, m := range t.maps {
+		own += m.Raw // they lie opened in the room's own directory meanwhile
+	}
+	need := map[string]int64{room.opt.To: own}
 	for i := range t.files {
 		need[t.spaceOf(i)] += t.files[i].size
 	}
@@ -45,7 +48,7 @@ func (room *Room) checkRoom(t *tree) error {
 	}
 	for _, s := range systems {
 		if live > 0 {
-			s.need = min(s.need, live+wal)
+			s.need = min(s.need, live+own)
 		}
 		if s.free < s.need {
 			return fmt.Errorf("the file system of %s has %d bytes free and the restore needs up to %d; give another --to or --tablespace", s.path, s.free, s.need)
