@@ -107,7 +107,7 @@ func (w *world) statusOf(ctx context.Context, in clusterQuery) (statusDoc, error
 
 func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, error) {
 	c := clusterStatus{Name: name, Incidents: []incident.Incident{}, Missed: []string{}}
-	wal, err := w.walOf(ctx, name)
+	wal, err := w.walOf(ctx, name, nil)
 	if err != nil {
 		return c, err
 	}

@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -19,6 +20,8 @@ type WALEntry struct {
 	From, To lsn.LSN // To exclusive; equal for files that are no WAL
 	Name     string
 	Zones    []string
+	// Bare are zones that show the note and not the object it vouches for.
+	Bare []string
 }
 
 // WALEntries is an answer about a cluster's WAL notes, by epoch, timeline, From
@@ -40,10 +43,22 @@ func (r *Reader) WALEntries(ctx context.Context, cluster, prefix string) (WALEnt
 		return WALEntries{}, fmt.Errorf("listing WAL: %w", err)
 	}
 	out := WALEntries{Complete: listing.Complete, Zones: listing.Zones}
+	objects := map[string][]string{}
 	for _, o := range listing.Objects {
 		if e, ok := ParseWALNote(o.Name); ok {
 			e.Zones = o.Zones
 			out.List = append(out.List, e)
+		} else if strings.HasSuffix(o.Name, ".age") && !strings.HasSuffix(o.Name, ".idx.age") {
+			objects[walKey(o.Name)] = append(objects[walKey(o.Name)], o.Zones...)
+		}
+	}
+	for i := range out.List {
+		e := &out.List[i]
+		held := objects[walKey(e.Name)]
+		for _, z := range e.Zones {
+			if !slices.Contains(held, z) {
+				e.Bare = append(e.Bare, z)
+			}
 		}
 	}
 	sort.SliceStable(out.List, func(i, j int) bool { return lessWAL(out.List[i], out.List[j]) })
