@@ -93,7 +93,6 @@ func TestAStandbyPromotedUnderTheStreamIsFollowed(t *testing.T) {
 	r.checkChainOf(d.v, 1)
 }
 
-
 // under makes a standby of the cluster whose upstream is another standby of it.
 func under(t testing.TB, pg, upstream *pgtest.Cluster) *pgtest.Cluster {
 	t.Helper()

@@ -24,6 +24,9 @@ type ConnectOptions struct {
 	// AppName is shown in pg_stat_activity and, for a synchronous standby,
 	// named in synchronous_standby_names; "" is "holdfast".
 	AppName string
+	// Only connects to this one of the DSN's hosts, whatever it is to the others;
+	// nil: to the first that fits target_session_attrs.
+	Only *Host
 }
 
 // Conn is one connection to one server. It is not safe for concurrent use, but for
@@ -45,16 +48,19 @@ func Connect(ctx context.Context, dsn string, opt ConnectOptions) (*Conn, error)
 	if err != nil {
 		return nil, fmt.Errorf("read the PostgreSQL connection string: %w", err)
 	}
+	if err := choose(cfg, opt.Only); err != nil {
+		return nil, err
+	}
 	c := &Conn{repl: opt.Replication}
 	c.configure(cfg, opt)
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, err := dial(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d as %q: %w", cfg.Host, cfg.Port, cfg.User, err)
+		return nil, fmt.Errorf("connect to PostgreSQL at %s as %q: %w", named(cfg), cfg.User, err)
 	}
 	c.pgx = conn
 	if err := c.prepare(ctx); err != nil {
 		err = errors.Join(err, c.abandon())
-		return nil, fmt.Errorf("prepare the connection to PostgreSQL at %s port %d: %w", cfg.Host, cfg.Port, err)
+		return nil, fmt.Errorf("prepare the connection to PostgreSQL at %s: %w", named(cfg), err)
 	}
 	return c, nil
 }

@@ -147,6 +147,18 @@ func GetSlotState(ctx context.Context, c *Conn, name string) (SlotState, error) 
 	return s, nil
 }
 
+// AdvanceSlot moves a slot that nobody uses forward to at, or to where the server
+// has come: WAL before may go. It never moves one back.
+func AdvanceSlot(ctx context.Context, c *Conn, name string, at lsn.LSN) error {
+	_, err := c.pgx.Exec(ctx, `SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots
+WHERE slot_name = $1 AND slot_type = 'physical' AND NOT active AND restart_lsn < least($2::text::pg_lsn,
+	CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)`, name, at.String())
+	if err != nil {
+		return fmt.Errorf("move the replication slot %q forward to %s: %w", name, at, err)
+	}
+	return nil
+}
+
 // DropSlot removes a slot, so that the server keeps no WAL for it any more. One
 // that does not exist is no error.
 func DropSlot(ctx context.Context, c *Conn, name string) error {
