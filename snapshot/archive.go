@@ -19,13 +19,15 @@ var ErrGap = errors.New("a stretch of WAL is neither archived nor on the server"
 
 // ArchiveConfig says what an [Archiver] streams.
 type ArchiveConfig struct {
-	DSN     string // of the server; the role needs REPLICATION
+	DSN     string // of the server, or of several; the role needs REPLICATION
 	Slot    string // physical replication slot, made where it does not exist
 	SegSize int64  // of the server's WAL segments, in bytes
 	// MaxLag is how long a byte may wait before it goes out in a slice (5 s).
 	MaxLag time.Duration
 	// FenceEvery is how often higher epochs are looked for (1 min).
 	FenceEvery time.Duration
+	// SlotEvery is how often the slot on each server is looked at (10 s).
+	SlotEvery time.Duration
 	// OnGap records a gap, durably, before archiving goes on behind it. With nil
 	// a gap ends Run.
 	OnGap func(ctx context.Context, g Gap) error
@@ -40,6 +42,9 @@ func (c *ArchiveConfig) fill() {
 	}
 	if c.FenceEvery <= 0 {
 		c.FenceEvery = time.Minute
+	}
+	if c.SlotEvery <= 0 {
+		c.SlotEvery = 10 * time.Second
 	}
 	if c.AppName == "" {
 		c.AppName = "holdfast"
@@ -79,6 +84,7 @@ type streamState struct {
 	serverEnd lsn.LSN
 	server    time.Time
 	gaps      int
+	slots     []SlotView
 }
 
 // NewArchiver makes an Archiver that writes through w.
@@ -98,6 +104,7 @@ func (a *Archiver) Run(ctx context.Context) error {
 	a.work, a.workCtx = group, gctx
 	group.Go(func() error { return a.watchEpoch(gctx) })
 	group.Go(func() error { return a.stream(gctx) })
+	group.Go(func() error { return a.watchSlots(gctx) })
 	err := group.Wait()
 	if ctx.Err() != nil {
 		err = nil
