@@ -134,9 +134,7 @@ func (n *node) health(w http.ResponseWriter, _ *http.Request) {
 func (e *env) follow(ctx context.Context, c *server.Client, id int64, what string) (json.RawMessage, error) {
 	bar := e.progress(what)
 	defer bar.end()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	for begun := time.Now(); ; {
 		job, err := server.Call(ctx, c, opJob, jobIn{id})
 		if err != nil {
 			return nil, err
@@ -148,8 +146,9 @@ func (e *env) follow(ctx context.Context, c *server.Client, id int64, what strin
 			return job.Output, nil
 		}
 		bar.job(job)
+		// A job that is brief is asked after more often: its end is not to be waited for.
 		select {
-		case <-tick.C:
+		case <-time.After(min(200*time.Millisecond, max(5*time.Millisecond, time.Since(begun)/20))):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: job %d goes on in the daemon", ctx.Err(), id)
 		}
