@@ -47,10 +47,11 @@ func growth(samples []slotSample) ([]slotSample, float64) {
 	for len(samples) > 2 && last.at.Sub(samples[0].at) > slotWindow {
 		samples = samples[1:]
 	}
-	if t := last.at.Sub(samples[0].at).Seconds(); t > 0 {
-		return samples, float64(last.behind-samples[0].behind) / t
+	t := last.at.Sub(samples[0].at)
+	if t < time.Minute { // too short to tell a burst from a trend
+		return samples, 0
 	}
-	return samples, 0
+	return samples, float64(last.behind-samples[0].behind) / t.Seconds()
 }
 
 // watchSlots looks at the slot on every server that the connection string names. On

@@ -25,6 +25,9 @@ var (
 	descRPO          = desc("rpo_seconds", "Time of commits that would be lost if the server were gone now.", "cluster")
 	descWALBehind    = desc("wal_behind_bytes", "WAL on the server that the quorum does not hold yet.", "cluster")
 	descArchiving    = desc("archiving", "1 while the WAL is being archived.", "cluster")
+	descSlotKept     = desc("slot_kept_bytes", "WAL that a server keeps for the replication slot.", "cluster", "host")
+	descSlotLost     = desc("slot_lost", "1 when the server has given up the WAL that the slot was for.", "cluster", "host")
+	descSlotFullIn   = desc("slot_full_seconds", "Until the room for kept WAL is used up, at the rate of the last minutes; left out while it does not grow.", "cluster", "host")
 	descLastSnapshot = desc("last_snapshot_timestamp_seconds", "When the newest snapshot finished.", "cluster")
 	descLastProof    = desc("last_proof_timestamp_seconds", "When a drill last passed.", "cluster")
 	descIncidents    = desc("incidents_open", "Open incidents.", "severity")
@@ -33,7 +36,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descRPO, descWALBehind, descArchiving, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
+	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descRPO, descWALBehind, descArchiving, descSlotKept, descSlotLost, descSlotFullIn, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
 		ch <- d
 	}
 }
@@ -63,6 +66,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descWALBehind, float64(s.archive.Position().Behind), name)
 		if rpo, known := c.n.rpo(name); known {
 			gauge(descRPO, rpo.Seconds(), name)
+		}
+		for _, v := range p.slots(s) {
+			v.measure(name, gauge)
 		}
 	}
 	c.fromRepository(gauge)

@@ -17,7 +17,8 @@ type walRecord struct {
 	gone    []catalog.WALSpan // let go by retention
 	// root is the first epoch of the same database system: WAL that one writer ended
 	// and the next went on with is one stretch.
-	root map[int]int
+	root     map[int]int
+	lineages []catalog.Lineage
 }
 
 func (w *world) readWAL(ctx context.Context, name string) (r walRecord, err error) {
@@ -32,7 +33,8 @@ func (w *world) readWAL(ctx context.Context, name string) (r walRecord, err erro
 	if err != nil {
 		return r, err
 	}
-	r.root = roots(lineages.Bodies())
+	r.lineages = lineages.Bodies()
+	r.root = roots(r.lineages)
 	marks, err := w.catalog.Forgotten(ctx, name)
 	if err != nil {
 		return r, err

@@ -24,6 +24,7 @@ type walCluster struct {
 	Gaps      []gapDoc    `json:"gaps"`
 	Zones     []walZone   `json:"zones"`
 	Stretches []stretch   `json:"stretches"`
+	Graph     graphDoc    `json:"graph"`
 	Archiving *archiveDoc `json:"archiving,omitempty"` // told by the daemon that archives it
 }
 
@@ -72,6 +73,8 @@ type archiveDoc struct {
 	Behind    int64   `json:"behind_bytes"`
 	Connected bool    `json:"connected"`
 	Err       string  `json:"error,omitempty"`
+	// Slots is the replication slot on each server of the connection.
+	Slots []slotDoc `json:"slots,omitempty"`
 }
 
 // walStatusOf reads the repository; what is on its way only the daemon knows.
@@ -101,6 +104,7 @@ func (w *world) walOf(ctx context.Context, name string, coming []catalog.WALSpan
 	for _, s := range catalog.Stretches(r.entries.List) {
 		c.Stretches = append(c.Stretches, stretch{s.Epoch, s.Timeline, s.From, s.To})
 	}
+	c.Graph = r.graph()
 	for _, h := range r.holes(coming) {
 		c.Gaps = append(c.Gaps, gapDoc{h.From, h.To, h.Timeline})
 	}
@@ -202,6 +206,7 @@ func (p *protected) archiving() *archiveDoc {
 		pos := session.archive.Position()
 		*a = archiveDoc{Durable: pos.Durable, ServerEnd: pos.ServerEnd, Behind: pos.Behind, Connected: pos.Connected}
 		err = pos.Err
+		a.Slots = p.slots(session)
 	}
 	if err != nil {
 		a.Err = err.Error()
@@ -217,10 +222,11 @@ func (d walDoc) text(w io.Writer) {
 		}
 		if a := c.Archiving; a != nil {
 			fmt.Fprintf(w, "  archiving: durable to %s, server at %s, %s behind, connected %v %s\n", a.Durable, a.ServerEnd, size(a.Behind), a.Connected, a.Err)
+			for _, s := range a.Slots {
+				fmt.Fprintf(w, "  slot on %s: %s\n", s.Host, s.words())
+			}
 		}
-		for _, s := range c.Stretches {
-			fmt.Fprintf(w, "  lineage %d, timeline %d: %s to %s\n", s.Lineage, s.Timeline, s.From, s.To)
-		}
+		c.Graph.text(w)
 		for _, g := range c.Gaps {
 			fmt.Fprintf(w, "  GAP on timeline %d: %s to %s\n", g.Timeline, g.From, g.To)
 		}
