@@ -31,9 +31,10 @@ type Snapshots struct {
 
 // WAL says how the write-ahead log arrives.
 type WAL struct {
-	Mode   string   `yaml:"mode" default:"stream" enum:"stream|push" doc:"stream: a replication slot; push: archive_command calls wal push."`
-	MaxLag Duration `yaml:"max_lag" default:"5s" min:"100ms" doc:"A part-filled segment goes out at most so late."`
-	Slot   string   `yaml:"slot" doc:"Replication slot of mode stream; left out: holdfast_<cluster>, - written _."`
+	Mode       string   `yaml:"mode" default:"stream" enum:"stream|push" doc:"stream: a replication slot; push: archive_command calls wal push."`
+	MaxLag     Duration `yaml:"max_lag" default:"5s" min:"100ms" doc:"A part-filled segment goes out at most so late."`
+	Slot       string   `yaml:"slot" doc:"Replication slot of mode stream; left out: holdfast_<cluster>, - written _."`
+	CheckEvery Duration `yaml:"check_every" default:"1m" min:"1s" doc:"How often the daemon looks in the zones for WAL that one or all of them lack."`
 }
 
 // Retention is a floor and a ceiling. Counts keep the newest snapshot of each

@@ -117,6 +117,7 @@ func (g *gatherer) readTimelines(ctx context.Context) error {
 	if !wal.Complete {
 		g.in.Missing = append(g.in.Missing, "WAL: too few zones answered")
 	}
+	wal.List = wal.Backed()
 	last := g.snaps.List[len(g.snaps.List)-1].Body
 	g.in.Timeline = cmp.Or(g.target.Timeline, newestTimeline(wal.List, last))
 	history, err := g.histories(ctx, wal.List)

@@ -93,6 +93,7 @@ func (n *node) daemon(ctx context.Context) error {
 	})
 	for _, p := range archives {
 		g.Go(func() error { return p.Run(gctx) })
+		g.Go(func() error { return p.watchWAL(gctx) })
 	}
 	n.log.Info("daemon started", zap.String("node", n.cfg.Node.Name), zap.String("repository", n.repoID), zap.String("ledger", n.ledger.Origin()), zap.String("version", version))
 	sdNotify(daemon.SdNotifyReady)
@@ -152,6 +153,7 @@ func (n *node) watch(ctx context.Context) error {
 	for {
 		n.watchZones(ctx)
 		n.watchRPO(ctx)
+		n.watchSlots(ctx)
 		n.refreshMarks(ctx)
 		sdNotify(daemon.SdNotifyWatchdog)
 		select {

@@ -47,6 +47,7 @@ type session struct {
 	lineage catalog.Lineage
 	facts   postgres.Facts
 	archive archiving
+	writer  *snapshot.WALWriter
 	pusher  *snapshot.Pusher // nil in stream mode
 }
 
@@ -183,7 +184,7 @@ func (p *protected) claim(ctx context.Context) (*session, error) {
 }
 
 func (p *protected) makeSession(lineage catalog.Lineage, facts postgres.Facts, writer *snapshot.WALWriter) (*session, error) {
-	s := &session{lineage: lineage, facts: facts}
+	s := &session{lineage: lineage, facts: facts, writer: writer}
 	if p.cfg.WAL.Mode == "push" {
 		dir := p.cfg.DataDirectory
 		pusher, err := snapshot.NewPusher(snapshot.PushConfig{Major: facts.Major, SegSize: facts.SegSize, DataDir: dir, Switch: p.switchWAL}, writer)

@@ -65,6 +65,15 @@ func (r *Reader) WALEntries(ctx context.Context, cluster, prefix string) (WALEnt
 	return out, nil
 }
 
+// Backed are the entries whose objects a zone holds, as far as that is known: all
+// of them where too few zones answered.
+func (w WALEntries) Backed() []WALEntry {
+	if !w.Complete {
+		return w.List
+	}
+	return slices.DeleteFunc(slices.Clone(w.List), func(e WALEntry) bool { return len(e.Bare) >= len(e.Zones) })
+}
+
 func lessWAL(a, b WALEntry) bool {
 	switch {
 	case a.Epoch != b.Epoch:
