@@ -105,16 +105,15 @@ func (c *Compressor) Compress(raw []byte) CompressedFrame {
 	return CompressedFrame{data: bytes.Clone(c.scratch), raw: len(raw), sum: sha256.Sum256(c.scratch)}
 }
 
-// decoders are reused: each keeps about a frame of memory and needs no Close
-// with a concurrency of 1.
-var decoders = sync.Pool{New: func() any {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxMemory(MaxFrame), zstd.WithDecoderMaxWindow(MaxFrame))
-	if err != nil {
-		panic("seal: zstd refuses constant options: " + err.Error())
-	}
-	return dec
-}}
+// decoder reads the frames of either encoder; which one there is, is the build's.
+type decoder interface {
+	// decode puts a frame's content into dst, which has room for no more than it
+	// should be, and says how long it is.
+	decode(dst, compressed []byte) (int, error)
+}
+
+// decoders are reused: each keeps memory of its own.
+var decoders = sync.Pool{New: func() any { return newFrameDecoder() }}
 
 // decode returns the raw bytes of f in dst's memory, after checking the compressed
 // bytes by their digest, and the raw ones by their number and the frame's checksum.
@@ -126,14 +125,15 @@ func decode(f Frame, compressed, dst []byte) ([]byte, error) {
 	if err := head.Decode(compressed); err != nil || !head.HasCheckSum || head.FrameContentSize != uint64(f.Raw) {
 		return nil, fmt.Errorf("frame at %d: %w: not one zstd frame of %d bytes with a checksum", f.Off, ErrDamaged, f.Raw)
 	}
-	dec := decoders.Get().(*zstd.Decoder)
+	dec := decoders.Get().(decoder)
 	defer decoders.Put(dec)
-	raw, err := dec.DecodeAll(compressed, grow(dst, f.Raw)[:0])
+	raw := grow(dst, f.Raw)
+	n, err := dec.decode(raw, compressed)
 	if err != nil {
 		return nil, fmt.Errorf("decompress frame at %d: %w: %w", f.Off, ErrDamaged, err)
 	}
-	if len(raw) != f.Raw {
-		return nil, fmt.Errorf("frame at %d: %w: %d raw bytes, want %d", f.Off, ErrDamaged, len(raw), f.Raw)
+	if n != f.Raw {
+		return nil, fmt.Errorf("frame at %d: %w: %d raw bytes, want %d", f.Off, ErrDamaged, n, f.Raw)
 	}
 	return raw, nil
 }

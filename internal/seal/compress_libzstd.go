@@ -9,6 +9,7 @@ package seal
 import "C"
 
 import (
+	"errors"
 	"runtime"
 	"unsafe"
 )
@@ -38,6 +39,29 @@ func (e *libEncoder) encode(dst, raw []byte) []byte {
 	must(n)
 	runtime.KeepAlive(e)
 	return dst[:n]
+}
+
+// libDecoder decompresses by a context of libzstd.
+type libDecoder struct{ ctx *C.ZSTD_DCtx }
+
+func newFrameDecoder() decoder {
+	ctx := C.ZSTD_createDCtx()
+	if ctx == nil {
+		panic("seal: libzstd has no memory for a decompressor")
+	}
+	d := &libDecoder{ctx}
+	runtime.AddCleanup(d, func(ctx *C.ZSTD_DCtx) { C.ZSTD_freeDCtx(ctx) }, ctx)
+	return d
+}
+
+func (d *libDecoder) decode(dst, compressed []byte) (int, error) {
+	n := C.ZSTD_decompressDCtx(d.ctx, unsafe.Pointer(unsafe.SliceData(dst)), C.size_t(len(dst)),
+		unsafe.Pointer(unsafe.SliceData(compressed)), C.size_t(len(compressed)))
+	runtime.KeepAlive(d)
+	if C.ZSTD_isError(n) != 0 {
+		return 0, errors.New("libzstd: " + C.GoString(C.ZSTD_getErrorName(n)))
+	}
+	return int(n), nil
 }
 
 // must panics on what cannot happen: constant parameters refused, or a frame that
