@@ -34,7 +34,7 @@ clusters:
     connection: "host=$PGHOST port=$PGPORT dbname=postgres user=$PGUSER"
     data_directory: $BENCH_SRC
     snapshots: {schedule: "@yearly"${HOLDFAST_LEVEL:+, level: $HOLDFAST_LEVEL}}
-    wal: {slot: $(basename "$BENCH_DIR" | tr - _)}
+    wal: {slot: $(slot)}
 EOF
 }
 
@@ -48,6 +48,9 @@ setup() {
   # The data key stays here only for the bench; a database host has none, and check says so.
   echo "$(hf) init; rc=\$?; [ -f $BENCH_REPO_PATH/z1/holdfast.json ] || exit \$rc; setsid $(hf) daemon > $BENCH_DIR/daemon.log 2>&1 < /dev/null & echo \$! > $BENCH_DIR/pid; for i in \$(seq 300); do [ -S $BENCH_DIR/sock ] && exit 0; sleep 0.1; done; tail $BENCH_DIR/daemon.log; exit 1"
 }
+slot() { basename "$BENCH_DIR" | tr - _; }
+# The slot follows what the zones hold.
+caught_up() { echo "for i in \$(seq 600); do [ \"\$(psql -XAtqc \"select restart_lsn >= pg_current_wal_flush_lsn() from pg_replication_slots where slot_name = '$(slot)'\")\" = t ] && exit 0; sleep 0.1; done; echo 'the WAL of the load is not archived after a minute'; exit 1"; }
 daemon() { cat "$BENCH_DIR/pid"; }
 backup_full() { echo "$(hf) --quiet snapshot take bench"; }
 backup_incr() { backup_full; } # every snapshot but the first is incremental
@@ -55,4 +58,4 @@ into() { echo "--identity $BENCH_DIR/data --binaries $PGBIN"; }
 restore_full() { echo "$(hf) --quiet restore run bench --to $1 --fetch-only $(into)"; }
 restore_delta() { echo "$(restore_full "$1") --delta"; }
 restore_replay() { echo "$(hf) --quiet restore resume $1 $(into)"; }
-teardown() { echo "kill \$(cat $BENCH_DIR/pid) && for i in \$(seq 100); do kill -0 \$(cat $BENCH_DIR/pid) 2>/dev/null || break; sleep 0.1; done; psql -Xqc \"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '$(basename "$BENCH_DIR" | tr - _)'\""; }
+teardown() { echo "kill \$(cat $BENCH_DIR/pid) && for i in \$(seq 100); do kill -0 \$(cat $BENCH_DIR/pid) 2>/dev/null || break; sleep 0.1; done; psql -Xqc \"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '$(slot)'\""; }
