@@ -35,6 +35,9 @@ func (t *take) fromFiles(ctx context.Context, started func(lsn.LSN)) error {
 	}
 	t.started(backup.Start, backup.Timeline)
 	t.header.Facts.StartedAt, t.header.Facts.FromStandby = backup.Started.UTC(), backup.InRecovery
+	if err := asStarted(dir, backup); err != nil {
+		return errors.Join(err, backup.Abort())
+	}
 	started(backup.Start)
 	if err := t.copyDir(ctx, dir, backup); err != nil {
 		return errors.Join(err, backup.Abort())
@@ -55,6 +58,22 @@ func (t *take) sameServer(dir string) error {
 	}
 	if id := fmt.Sprint(c.SystemID); id != t.srv.facts.SystemID {
 		return fmt.Errorf("data directory %s belongs to system %s, the server that answers is %s: the path or the connection is another cluster's", dir, id, t.srv.facts.SystemID)
+	}
+	return nil
+}
+
+// asStarted wants the directory to be as new as the checkpoint that began the
+// backup. One of another server of the same system, as when the connection leads to
+// a new primary after a failover and the path to the old one, would lack what that
+// checkpoint wrote, and no WAL of the backup would bring it.
+func asStarted(dir string, b *postgres.Backup) error {
+	c, _, err := control.ReadFile(filepath.Join(dir, "global/pg_control"))
+	if err != nil {
+		return fmt.Errorf("look at the data directory: %w", err)
+	}
+	if c.Redo < b.Start || c.Timeline != b.Timeline {
+		return fmt.Errorf("data directory %s is at %s on timeline %d and the server that answers began the backup at %s on timeline %d: it is another server's of the same cluster; take the snapshot where the server runs, or over the replication protocol (source: stream)",
+			dir, c.Redo, c.Timeline, b.Start, b.Timeline)
 	}
 	return nil
 }

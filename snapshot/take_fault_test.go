@@ -261,6 +261,18 @@ func TestT17AStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
 	}
 }
 
+// C-1: after a failover the connection may lead to another server than the path.
+func TestTheDirectoryOfAnotherServerOfTheSystemIsRefused(t *testing.T) {
+	pg := startPG(t)
+	standby := pg.Standby(t, "wal_keep_size = '4GB'")
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	cfg.DataDirectory = standby.DataDir
+	if _, err := Take(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "another server's of the same cluster") || len(r.notes()) > 0 {
+		t.Errorf("got %v, notes in %v: want that the directory is another server's", err, r.notes())
+	}
+}
+
 // C-6
 func TestT18AStandbyOfAPrimaryWithoutFullPageWritesIsRefused(t *testing.T) {
 	pg := startPG(t, pgtest.WithSetting("full_page_writes", "off"))
