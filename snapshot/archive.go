@@ -73,6 +73,7 @@ type Archiver struct {
 
 	mu   sync.Mutex
 	want lsn.LSN // cut as soon as this much has come
+	drop *dropOrder
 	st   streamState
 }
 

@@ -18,6 +18,7 @@ type Gap struct {
 	Why     string  `json:"why"`
 	Slot    string  `json:"slot,omitempty"`
 	Restart lsn.LSN `json:"restart_lsn,omitzero"`
+	Dropped bool    `json:"dropped,omitempty"` // by an operator
 	// NoticedAt is this node's clock.
 	NoticedAt time.Time `json:"noticed_at"`
 }

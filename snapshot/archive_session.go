@@ -41,6 +41,9 @@ func (a *Archiver) session(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := a.obey(ctx, server, slot.Restart); err != nil {
+		return err
+	}
 	a.compare(slot)
 	for {
 		turned, err := a.follow(ctx, conn, server, slot)
@@ -311,6 +314,9 @@ func (a *Archiver) receive(ctx context.Context, conn *postgres.Conn, stream *pos
 		<-ended
 	}()
 	for {
+		if a.dropping() != nil {
+			return false, errDropping
+		}
 		a.cutDue()
 		a.dispatch()
 		if err := a.status(stream); err != nil {

@@ -71,6 +71,7 @@ func (n *node) serveOps(s *server.Server) {
 	server.Serve(s, opSnapshotList, n.snapshotList)
 	server.Serve(s, opWALPush, n.walPush)
 	server.Serve(s, opWALStatus, n.walStatus)
+	server.Serve(s, opWALDrop, n.walDrop)
 	server.Serve(s, opIncidents, func(context.Context, none) (incidentsDoc, error) {
 		list, err := n.incidents.List()
 		return incidentsDoc{list}, err

@@ -237,14 +237,19 @@ func (p *protected) switchWAL(ctx context.Context) error {
 	return err
 }
 
-// gap writes down WAL that is lost and has a snapshot taken behind it.
+// gap writes down WAL that is lost, or that an operator gave up, and has a snapshot
+// taken behind it.
 func (p *protected) gap(ctx context.Context, g snapshot.Gap) error {
-	if _, err := p.n.append(ctx, "wal.gap", map[string]string{"cluster": p.cfg.Name}, g); err != nil {
+	fate, told := "lost", ctx
+	if g.Dropped {
+		fate, told = "given up", asHuman(ctx)
+	}
+	if _, err := p.n.append(told, "wal.gap", map[string]string{"cluster": p.cfg.Name}, g); err != nil {
 		return err
 	}
 	p.n.raise(ctx, incident.Incident{
 		Key: "wal-gap/" + p.cfg.Name + "/" + g.From.LSN.String(), Cluster: p.cfg.Name, Severity: "critical",
-		Title:  fmt.Sprintf("the WAL of %s from %s to %s is lost", p.cfg.Name, g.From, g.To),
+		Title:  fmt.Sprintf("the WAL of %s from %s to %s is %s", p.cfg.Name, g.From, g.To, fate),
 		Detail: g.Why, Remedy: "a snapshot behind the gap is taken at once; moments inside the gap cannot be restored",
 	})
 	return p.n.enqueueSnapshot(ctx, p.cfg.Name, "gap-"+g.To.LSN.String())

@@ -72,8 +72,8 @@ func (n *node) pushCluster(name string) (string, error) {
 }
 
 func (e *env) walCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "wal", Short: "Push, fetch and watch the write-ahead log"}
-	cmd.AddCommand(e.walPushCommand(), e.walFetchCommand(), e.walStatusCommand())
+	cmd := &cobra.Command{Use: "wal", Short: "Push, fetch, watch and, by order, drop the write-ahead log"}
+	cmd.AddCommand(e.walPushCommand(), e.walFetchCommand(), e.walStatusCommand(), e.walDropCommand())
 	return cmd
 }
 
