@@ -74,6 +74,32 @@ func systemOf(dir string) (string, error) {
 	return strconv.FormatUint(binary.LittleEndian.Uint64(data), 10), nil
 }
 
+// whole says whether the directory holds all that the plan needs for recovery. A
+// restore writes pg_control when everything else is durable, and one that goes
+// further, or over it, says so in the marker before it touches anything.
+func (room *Room) whole(t *tree) bool {
+	m := room.before
+	if !room.opt.Resume || !room.delta || m == nil || m.State != stateFetched || m.Plan != room.Plan.Hash {
+		return false
+	}
+	if _, err := systemOf(room.opt.To); err != nil {
+		return false
+	}
+	for i := range t.files {
+		if t.files[i].kind != relation {
+			continue // settings became ours
+		}
+		path, err := t.place(t.path(i))
+		if err != nil {
+			return false
+		}
+		if st, err := os.Lstat(path); err != nil || !st.Mode().IsRegular() || st.Size() != t.files[i].size {
+			return false
+		}
+	}
+	return true
+}
+
 // ownsSpace says whether a tablespace's directory that holds something is that of
 // the cluster which a delta goes over: its link leads there, or its marker names it.
 func (room *Room) ownsSpace(oid uint32, dir string) bool {

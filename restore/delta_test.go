@@ -216,6 +216,43 @@ func testResume(t *testing.T, w *world, o oracle) {
 	}
 }
 
+// Files that were brought whole and durably are not read again, unless they are
+// not what they were; and over a restore that went on to replay, all is compared.
+func testResumeFetched(t *testing.T, w *world, o oracle) {
+	p := w.plan(restore.Target{Kind: restore.Latest})
+	opt := w.options(w.target())
+	opt.Delta, opt.Resume = true, true
+	fetch := func() restore.Result {
+		return must[restore.Result](t)(restore.Fetch(t.Context(), w.repo(), p, opt))
+	}
+	whole := fetch().Bytes
+	if again := fetch().Bytes; again != 0 {
+		t.Errorf("all was there, and %d bytes were fetched", again)
+	}
+	short := filepath.Join(opt.To, relations(t, opt.To)[0])
+	if err := os.Truncate(short, 8192); err != nil {
+		t.Fatal(err)
+	}
+	if again := fetch().Bytes; again == 0 || again >= whole {
+		t.Errorf("a file was cut short, and %d bytes of %d were fetched", again, whole)
+	}
+	if err := os.Remove(filepath.Join(opt.To, "global/pg_control")); err != nil {
+		t.Fatal(err)
+	}
+	if fetch().Bytes == 0 {
+		t.Error("without pg_control, which is written last, the directory was taken for whole")
+	}
+	verified(t, w, opt.To)
+	room := must[*restore.Room](t)(restore.Prepare(t.Context(), w.repo(), p, opt))
+	w.holds(room, o.acked, pgtest.Everything)
+	if room.Result.Bytes != 0 {
+		t.Errorf("all was there, and %d bytes were fetched", room.Result.Bytes)
+	}
+	if err := room.Discard(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // alike wants the relations of two directories to be the same but for their holes.
 func alike(t *testing.T, a, b string) {
 	t.Helper()

@@ -100,6 +100,9 @@ func (room *Room) serveWAL(ctx context.Context) (err error) {
 		}
 	}()
 	room.stopped = sync.OnceFunc(func() { cancel(); <-done })
+	if len(room.Plan.Files) > 0 { // while the server starts
+		room.fetch.begin(fctx, 0)
+	}
 	return nil
 }
 
@@ -157,9 +160,13 @@ func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 	return err
 }
 
+// pace is how often a server is asked what it does not tell by itself: to answer
+// takes it a fiftieth of that.
+const pace = 10 * time.Millisecond
+
 // await polls how far replay came until that is the expected end.
 func (room *Room) await(ctx context.Context, srv *sandbox.Server, r *replay) error {
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(pace)
 	defer tick.Stop()
 	var conn *pgx.Conn
 	defer func() {
@@ -254,9 +261,8 @@ func (room *Room) promote(ctx context.Context, r *replay) error {
 	if at != nil {
 		room.Result.Reached.Time = at.UTC()
 	}
-	var done bool
-	if err := conn.QueryRow(ctx, "SELECT pg_promote(true, 120)").Scan(&done); err != nil || !done {
-		return fmt.Errorf("promoting the restored server: done %v: %w; its log ends:\n%s", done, err, room.Server.LogTail())
+	if err := room.endRecovery(ctx, conn); err != nil {
+		return fmt.Errorf("promoting the restored server: %w; its log ends:\n%s", err, room.Server.LogTail())
 	}
 	room.tell("promoted", 0, 0, r.now.String(), r.began)
 	ended, timeline, err := room.turned(ctx, conn)
@@ -268,6 +274,30 @@ func (room *Room) promote(ctx context.Context, r *replay) error {
 	}
 	room.Result.Reached.LSN, room.Result.Timeline, room.Result.Complete = ended, timeline, true
 	return nil
+}
+
+// endRecovery promotes and waits for it; pg_promote itself looks ten times a second.
+func (room *Room) endRecovery(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	var done bool
+	if err := conn.QueryRow(ctx, "SELECT pg_promote(false)").Scan(&done); err != nil || !done {
+		return fmt.Errorf("asked for: %v: %w", done, err)
+	}
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for {
+		var recovering bool
+		err := conn.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&recovering)
+		if err != nil || !recovering {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // turned reads from the history of the timeline that promotion began where

@@ -45,6 +45,7 @@ func TestARestore(t *testing.T) {
 		"goes over a damaged directory and fetches what differs":   testDelta,
 		"goes over nothing that is alive or another system's":      testDeltaRefused,
 		"that was killed goes on without fetching twice":           testResume,
+		"whose files are all there goes on with recovery":          testResumeFetched,
 		"is what pg_verifybackup accepts before it is started":     testVerifyBackup,
 		"brings tablespaces, and opens for its users":              testOpening,
 		"from one zone, from a rotten one, from an empty one":      testZones,

@@ -36,6 +36,9 @@ type Options struct {
 	// opens the keys by which they are known; without it everything is fetched.
 	Delta   bool
 	Digests func(ctx context.Context, epoch int) (seal.DigestKeys, error)
+	// Resume, with Delta, takes files that a restore of the same plan has brought
+	// whole and durably as they are, by their sizes; Delta alone compares them.
+	Resume bool
 	// Tablespaces maps a tablespace's name, OID or old path to its new directory,
 	// absent or empty; the others go to <To>.tablespaces/<oid>.
 	Tablespaces map[string]string

@@ -44,6 +44,15 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 	if err := room.makeDirs(t); err != nil {
 		return err
 	}
+	if room.whole(t) {
+		room.Result.SavedWAL = room.before.SavedWAL
+		return nil
+	}
+	return room.bring(ctx, t, began)
+}
+
+// bring makes the directory what recovery needs.
+func (room *Room) bring(ctx context.Context, t *tree, began time.Time) error {
 	if room.delta {
 		if err := room.prepareDelta(ctx, t); err != nil {
 			return err

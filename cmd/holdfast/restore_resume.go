@@ -118,7 +118,7 @@ func (e *env) restoreResumeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		opt.Delta, opt.Tablespaces = true, m.Mapping
+		opt.Delta, opt.Resume, opt.Tablespaces = true, true, m.Mapping
 		return e.carryOut(c.Context(), w, repo, p, opt, &t)
 	}}
 	cmd.Flags().StringVar(&t.identity, "identity", "", "age identity `FILE` that opens data; it is never sent to a daemon")

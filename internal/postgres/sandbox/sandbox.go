@@ -179,7 +179,7 @@ func (s *Server) exec(args []string, w wall) error {
 // Ready waits until the server accepts connections: in recovery, once it is
 // consistent and hot_standby is on.
 func (s *Server) Ready(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !s.accepting() {
 		select {
