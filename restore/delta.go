@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -154,7 +155,7 @@ func saveWAL(dir string, now time.Time) (string, error) {
 	}
 	aside := dir + ".pg_wal"
 	if filepath.Dir(wal) != dir {
-		aside = wal // a link led there: a move must stay on its file system
+		aside = wal // a link led there, mostly to another file system
 	}
 	aside += ".saved-" + now.UTC().Format("20060102T150405Z")
 	entries, err := os.ReadDir(wal)
@@ -170,7 +171,7 @@ func saveWAL(dir string, now time.Time) (string, error) {
 		if err := os.Mkdir(aside, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return "", err
 		}
-		if err := os.Rename(filepath.Join(wal, e.Name()), filepath.Join(aside, e.Name())); err != nil {
+		if err := putAside(filepath.Join(wal, e.Name()), filepath.Join(aside, e.Name())); err != nil {
 			return "", err
 		}
 		moved = true
@@ -179,6 +180,32 @@ func saveWAL(dir string, now time.Time) (string, error) {
 		return "", nil
 	}
 	return aside, errors.Join(durable.SyncDir(aside), durable.SyncDir(filepath.Dir(aside)), durable.SyncDir(wal))
+}
+
+// putAside is a rename, or where a file system ends between the two, as around a data
+// directory that is a mount point, a durable copy and a removal.
+func putAside(from, to string) error {
+	err := os.Rename(from, to)
+	if !errors.Is(err, syscall.EXDEV) {
+		return err
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if err := errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return fmt.Errorf("copying %s: %w", from, err)
+	}
+	if err := durable.SyncDir(filepath.Dir(to)); err != nil {
+		return err
+	}
+	return os.Remove(from)
 }
 
 // sweep removes what the snapshot does not have, links and what else could lead
