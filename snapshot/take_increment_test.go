@@ -226,10 +226,11 @@ func TestPacksAreRenewedByAgeAndByShare(t *testing.T) {
 		since time.Duration
 		want  []bool
 	}{
-		"too old":                              {[]catalog.ManifestPack{pack(31, 9, 10), pack(3, 9, 10)}, day, []bool{true, false}},
-		"ageing ones by what the time demands": {[]catalog.ManifestPack{pack(20, 10, 10), pack(21, 10, 10), pack(22, 10, 10), pack(23, 10, 10), pack(24, 10, 10)}, 6 * day, []bool{false, false, false, true, true}},
-		"the sparsest, at least one":           {[]catalog.ManifestPack{pack(1, 60, 100), pack(1, 10, 100), pack(1, 90, 100)}, day, []bool{false, true, false}},
-		"an unknown name is old":               {[]catalog.ManifestPack{{Ref: catalog.Ref{Name: "x"}, Live: 1, Raw: 1}}, day, []bool{true}},
+		"too old":                                {[]catalog.ManifestPack{pack(31, 9, 10), pack(3, 9, 10)}, day, []bool{true, false}},
+		"ageing ones by what the time demands":   {[]catalog.ManifestPack{pack(20, 10, 10), pack(21, 10, 10), pack(22, 10, 10), pack(23, 10, 10), pack(24, 10, 10)}, 6 * day, []bool{false, false, false, true, true}},
+		"the sparsest, at least one":             {[]catalog.ManifestPack{pack(1, 60, 100), pack(1, 10, 100), pack(1, 90, 100)}, day, []bool{false, true, false}},
+		"one of the future is of an unknown age": {[]catalog.ManifestPack{pack(-400, 9, 10), pack(0, 9, 10)}, day, []bool{true, false}},
+		"an unknown name is old":                 {[]catalog.ManifestPack{{Ref: catalog.Ref{Name: "x"}, Live: 1, Raw: 1}}, day, []bool{true}},
 	} {
 		if got := renewPacks(c.packs, now, now.Add(-c.since), 30*day); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)

@@ -26,8 +26,7 @@ func renewPacks(packs []catalog.ManifestPack, now, since time.Time, renewAfter t
 	var ageing, sparse []int
 	for i, p := range packs {
 		inUse += p.Live
-		begun, ok := catalog.BegunAt(p.Ref.Name)
-		age := now.Sub(begun)
+		age, ok := ageOf(p.Ref, now)
 		switch {
 		case renewAfter > 0 && (!ok || age >= renewAfter):
 			renew[i] = true
@@ -47,6 +46,18 @@ func renewPacks(packs []catalog.ManifestPack, now, since time.Time, renewAfter t
 	})
 	choose(renew, packs, sparse, inUse/sparseShare)
 	return renew
+}
+
+// clockSkew is by how much the clocks of a cluster's nodes may differ.
+const clockSkew = time.Hour
+
+// ageOf is how long ago the snapshot of an object began. One that claims to be of
+// the future began while a clock was wrong: nobody knows how old it is, and by its
+// name it would stay young for as long as that clock was ahead.
+func ageOf(r catalog.Ref, now time.Time) (age time.Duration, known bool) {
+	begun, ok := catalog.BegunAt(r.Name)
+	age = now.Sub(begun)
+	return age, ok && age >= -clockSkew
 }
 
 func begunAt(p catalog.ManifestPack) int64 {
@@ -70,8 +81,8 @@ func choose(renew []bool, packs []catalog.ManifestPack, order []int, budget int6
 func compactMaps(maps []catalog.ManifestMap, now time.Time, renewAfter time.Duration) []bool {
 	compact := make([]bool, len(maps))
 	for i, m := range maps {
-		begun, ok := catalog.BegunAt(m.Ref.Name)
-		compact[i] = 2*m.Live < m.Raw || renewAfter > 0 && (!ok || now.Sub(begun) >= renewAfter)
+		age, ok := ageOf(m.Ref, now)
+		compact[i] = 2*m.Live < m.Raw || renewAfter > 0 && (!ok || age >= renewAfter)
 	}
 	return compact
 }
