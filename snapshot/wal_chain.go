@@ -61,7 +61,7 @@ func (w *WALWriter) finishHead(ctx context.Context) error {
 		return nil
 	}
 	err := w.persist(ctx, func() error {
-		_, err := w.c.Store.PutNote(ctx, h.Name, h.Note, needs(body), w.options())
+		_, err := w.c.Store.PutNote(ctx, h.Name, h.Note, needs(body), w.options(body.Slice))
 		return err
 	})
 	if errors.Is(err, vault.ErrConflict) {

@@ -13,6 +13,9 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/walrec"
 )
 
+// refillName is not the archiver's, which may be named as a synchronous standby.
+const refillName = "holdfast-refill"
+
 // Hole is a stretch of WAL that no zone holds.
 type Hole struct {
 	Timeline uint32
@@ -40,7 +43,7 @@ func (w *WALWriter) Refill(ctx context.Context, dsn string, segSize int64, h Hol
 }
 
 func (w *WALWriter) refillFrom(ctx context.Context, dsn string, host postgres.Host, segSize int64, h Hole) error {
-	conn, err := postgres.Connect(ctx, dsn, postgres.ConnectOptions{Replication: true, AppName: "holdfast", Only: &host})
+	conn, err := postgres.Connect(ctx, dsn, postgres.ConnectOptions{Replication: true, AppName: refillName, Only: &host})
 	if err != nil {
 		return err
 	}

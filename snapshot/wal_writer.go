@@ -195,7 +195,7 @@ var errNoted = errors.New("archived already")
 // same content (the name's MAC says so), sealed by a process whose spool is
 // lost: they stay where a note vouches for them, and are replaced where none does.
 func (w *WALWriter) put(ctx context.Context, e *entry, ref catalog.Ref, body []byte) error {
-	opt := w.options()
+	opt := w.options(e.WAL.Slice)
 	return w.persist(ctx, func() error {
 		_, err := w.c.Store.Put(ctx, ref.Name, body, opt)
 		if !errors.Is(err, vault.ErrConflict) {
@@ -214,11 +214,20 @@ func (w *WALWriter) put(ctx context.Context, e *entry, ref catalog.Ref, body []b
 	})
 }
 
-func (w *WALWriter) options() vault.PutOptions {
+// sliceLock is how long a slice is locked at most: the full segment that takes its
+// place is locked as long as all else, and the slice can then be removed.
+const sliceLock = 24 * time.Hour
+
+func (w *WALWriter) options(slice bool) vault.PutOptions {
 	if w.c.LockUntil == nil {
 		return vault.PutOptions{}
 	}
-	return vault.PutOptions{LockUntil: w.c.LockUntil(w.c.Now())}
+	now := w.c.Now()
+	until := w.c.LockUntil(now)
+	if last := now.Add(sliceLock); slice && until.After(last) {
+		until = last
+	}
+	return vault.PutOptions{LockUntil: until}
 }
 
 // reinforce looks for a note of n's content and, where there is one, makes sure
@@ -245,7 +254,7 @@ func (w *WALWriter) reinforce(ctx context.Context, n names) (bool, error) {
 	if there.Object.Name != n.object {
 		return false, fmt.Errorf("%s vouches for %s, not for %s: another content has the same stretch and the same first digits; keep both and report this", n.note, there.Object.Name, n.object)
 	}
-	if _, err := w.c.Store.PutNote(ctx, n.note, body, needs(there), w.options()); err != nil {
+	if _, err := w.c.Store.PutNote(ctx, n.note, body, needs(there), w.options(there.Slice)); err != nil {
 		return false, fmt.Errorf("making sure of %s: %w", n.object, err)
 	}
 	w.done.add(there)
