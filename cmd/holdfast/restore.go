@@ -156,6 +156,9 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 	if err != nil {
 		return err
 	}
+	if planHash.MatchString(what) && (t.latest || target != restore.Target{Kind: restore.Latest}) {
+		return usage("a plan's hash says to which moment, from what and along which timeline: leave those flags out, or give the cluster's name for a new plan")
+	}
 	w, repo, err := e.openForRestore(ctx, t)
 	if err != nil {
 		return err
