@@ -97,7 +97,7 @@ func (a *Archiver) Slots() []SlotView {
 func (a *Archiver) lookAtSlot(ctx context.Context, h postgres.Host, keep bool) (postgres.SlotState, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(a.c.SlotEvery, 10*time.Second))
 	defer cancel()
-	sql, err := postgres.Connect(ctx, a.c.DSN, postgres.ConnectOptions{AppName: a.c.AppName, Only: &h})
+	sql, err := postgres.Connect(ctx, a.c.DSN, postgres.ConnectOptions{AppName: a.c.AppName, Only: &h, Any: true})
 	if err != nil {
 		return postgres.SlotState{}, err
 	}
@@ -116,7 +116,7 @@ func (a *Archiver) lookAtSlot(ctx context.Context, h postgres.Host, keep bool) (
 // it go of what is archived. A server whose history does not hold the archive's end
 // (a dead branch, or an old primary) keeps what it has.
 func (a *Archiver) keepSlot(ctx context.Context, h postgres.Host, sql *postgres.Conn, st postgres.SlotState) error {
-	repl, err := postgres.Connect(ctx, a.c.DSN, postgres.ConnectOptions{Replication: true, AppName: a.c.AppName, Only: &h})
+	repl, err := postgres.Connect(ctx, a.c.DSN, postgres.ConnectOptions{Replication: true, AppName: a.c.AppName, Only: &h, Any: true})
 	if err != nil {
 		return err
 	}
@@ -130,8 +130,10 @@ func (a *Archiver) keepSlot(ctx context.Context, h postgres.Host, sql *postgres.
 			return err
 		}
 	}
-	if _, err := postgres.EnsureSlot(ctx, repl, a.c.Slot); err != nil {
-		return err
+	if st.Lost() || st.Restart == 0 {
+		if _, err := postgres.EnsureSlot(ctx, repl, a.c.Slot); err != nil {
+			return err
+		}
 	}
 	timeline, at, _, _ := a.w.done.newest()
 	if at == lsn.LSN(0) || !server.passes(Place{timeline, at}) {

@@ -117,6 +117,16 @@ func TestAfterALossyFailoverTheArchiveFollowsTheNewBranch(t *testing.T) {
 	await(t, "the slot is where the new branch is durable", func() bool { at := flushedOnServer(t, two); return at > 0 && at <= currentLSN(t, two) })
 	r.historiesFirst(d, two, 2)
 	r.wholeWay(d, two, to)
+
+	// The old primary comes back as one, and is the first in the connection string.
+	one.Start()
+	two.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'holdfast' AND active")
+	two.Exec("CREATE TABLE behind_it (a int)")
+	to = reaches(t, d, 2, two)
+	r.wholeWay(d, two, to)
+	if at := flushedOnServer(t, one); at > dead {
+		t.Errorf("the slot of the old primary went to %s, its history to %s", at, dead)
+	}
 }
 
 func TestTheForecastOfASlotIsItsGrowthOverTheLastMinutes(t *testing.T) {

@@ -46,6 +46,24 @@ func TestTheGraphShowsWhoWroteAndWhichTimelineLeftWhich(t *testing.T) {
 	}
 }
 
+// P9
+func TestWhatADeadPrimaryHadBehindTheForkIsNoEnd(t *testing.T) {
+	dead := catalog.WALSpan{Epoch: 1, Timeline: 1, From: 0x10, To: 0x90}
+	living := catalog.WALSpan{Epoch: 1, Timeline: 2, From: 0x20, To: 0x40}
+	all := []catalog.WALSpan{dead, living}
+	for _, c := range []struct {
+		has  []catalog.WALSpan
+		want lsn.LSN
+	}{{all, 0x40}, {all[:1], 0x20}, {all[1:], 0x40}, {nil, 0}} {
+		if got := end(c.has, all); got != c.want {
+			t.Errorf("%+v end at %s, want %s", c.has, got, c.want)
+		}
+	}
+	if got := end(nil, nil); got != 0 {
+		t.Errorf("nothing ends at %s", got)
+	}
+}
+
 // C-51
 func TestTheForecastOfASlotTakesTheLesserRoomAndOpensAnIncidentInTime(t *testing.T) {
 	free, safe := int64(100<<30), int64(36<<20)

@@ -111,11 +111,25 @@ func (r walRecord) holes(coming []catalog.WALSpan) []catalog.WALRun {
 	return slices.DeleteFunc(r.runs("", coming), func(run catalog.WALRun) bool { return run.State != catalog.WALLost })
 }
 
-// end is the newest position of the newest system.
-func end(spans []catalog.WALSpan) (at lsn.LSN) {
+// end is how far spans go towards the end of all: the newest timeline of the newest
+// system. What a dead primary had behind the fork may be farther, and is no end.
+func end(spans, all []catalog.WALSpan) (at lsn.LSN) {
+	if len(all) == 0 {
+		return 0
+	}
+	newest, fork := all[len(all)-1], ^lsn.LSN(0)
+	for _, s := range all {
+		if s.Epoch == newest.Epoch && s.Timeline == newest.Timeline {
+			fork = min(fork, s.From)
+		}
+	}
 	for _, s := range spans {
-		if s.Epoch == spans[len(spans)-1].Epoch {
+		switch {
+		case s.Epoch != newest.Epoch:
+		case s.Timeline == newest.Timeline:
 			at = max(at, s.To)
+		default:
+			at = max(at, min(s.To, fork))
 		}
 	}
 	return at

@@ -108,7 +108,8 @@ func (w *world) walOf(ctx context.Context, name string, coming []catalog.WALSpan
 	for _, h := range r.holes(coming) {
 		c.Gaps = append(c.Gaps, gapDoc{h.From, h.To, h.Timeline})
 	}
-	newest := end(spansOf(r.held("")))
+	all := spansOf(r.held(""))
+	newest := end(all, all)
 	for _, z := range r.entries.Zones {
 		doc := walZone{Name: z.Name, Runs: []runDoc{}}
 		if z.Err != nil {
@@ -116,7 +117,7 @@ func (w *world) walOf(ctx context.Context, name string, coming []catalog.WALSpan
 			c.Zones = append(c.Zones, doc)
 			continue
 		}
-		doc.Newest = end(spansOf(r.held(z.Name)))
+		doc.Newest = end(spansOf(r.held(z.Name)), all)
 		doc.Behind = int64(newest - doc.Newest)
 		for _, run := range r.runs(z.Name, coming) {
 			doc.Runs = append(doc.Runs, runDoc{run.State, run.Epoch, run.Timeline, run.From, run.To})

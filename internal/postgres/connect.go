@@ -24,9 +24,11 @@ type ConnectOptions struct {
 	// AppName is shown in pg_stat_activity and, for a synchronous standby,
 	// named in synchronous_standby_names; "" is "holdfast".
 	AppName string
-	// Only connects to this one of the DSN's hosts, whatever it is to the others;
-	// nil: to the first that fits target_session_attrs.
+	// Only connects to this one of the DSN's hosts; nil: to the first that fits
+	// target_session_attrs.
 	Only *Host
+	// Any takes Only whatever target_session_attrs asks for.
+	Any bool
 }
 
 // Conn is one connection to one server. It is not safe for concurrent use, but for
@@ -48,7 +50,7 @@ func Connect(ctx context.Context, dsn string, opt ConnectOptions) (*Conn, error)
 	if err != nil {
 		return nil, fmt.Errorf("read the PostgreSQL connection string: %w", err)
 	}
-	if err := choose(cfg, opt.Only); err != nil {
+	if err := choose(cfg, opt); err != nil {
 		return nil, err
 	}
 	c := &Conn{repl: opt.Replication}

@@ -48,11 +48,14 @@ func named(cfg *pgx.ConnConfig) string {
 }
 
 // choose narrows cfg down to one host, if asked to.
-func choose(cfg *pgx.ConnConfig, only *Host) error {
+func choose(cfg *pgx.ConnConfig, opt ConnectOptions) error {
+	only := opt.Only
 	if only == nil {
 		return nil
 	}
-	cfg.ValidateConnect = nil
+	if opt.Any {
+		cfg.ValidateConnect = nil
+	}
 	ways := append([]*pgconn.FallbackConfig{{Host: cfg.Host, Port: cfg.Port, TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...)
 	var fit []*pgconn.FallbackConfig
 	for _, w := range ways {

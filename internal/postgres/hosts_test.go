@@ -53,6 +53,10 @@ func TestOfSeveralHostsTheOneThatFitsIsTaken(t *testing.T) {
 			t.Errorf("a standby was taken for a primary: %v", err)
 		}
 		opt.Only = &postgres.Host{Name: standby.SocketDir, Port: uint16(standby.Port)}
+		if _, err := recovering(dsn("primary", pg, standby), opt); err == nil || !strings.Contains(err.Error(), "target_session_attrs") {
+			t.Errorf("the standby alone, and a primary asked for: %v", err)
+		}
+		opt.Any = true
 		if got, err := recovering(dsn("primary", pg, standby), opt); err != nil || got != "on" {
 			t.Errorf("only the standby: in_hot_standby %q, %v", got, err)
 		}

@@ -255,9 +255,7 @@ func (s *Stream) endOfTimeline(ctx context.Context) (Msg, error) {
 func (s *Stream) done() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.conn.pgx.PgConn().Frontend()
-	f.Send(&pgproto3.CopyDone{})
-	return f.Flush()
+	return s.put(&pgproto3.CopyDone{})
 }
 
 // drain reads to where the server is ready again and puts the row (next timeline,
@@ -321,12 +319,21 @@ func (s *Stream) report(reply bool) error {
 }
 
 func (s *Stream) transmit(reply bool) error {
-	f := s.conn.pgx.PgConn().Frontend()
-	f.Send(&pgproto3.CopyData{Data: statusMessage(s.write, s.flush, s.apply, time.Now(), reply)})
-	if err := f.Flush(); err != nil {
+	if err := s.put(&pgproto3.CopyData{Data: statusMessage(s.write, s.flush, s.apply, time.Now(), reply)}); err != nil {
 		return fmt.Errorf("report the position to the server: %w", err)
 	}
 	return nil
+}
+
+// put writes to the socket itself: the driver's own buffer is not ours while Next
+// reads, for a read that fails has the driver take leave of the server beside us.
+func (s *Stream) put(m pgproto3.FrontendMessage) error {
+	data, err := m.Encode(nil)
+	if err != nil {
+		return err
+	}
+	_, err = s.conn.pgx.PgConn().Conn().Write(data)
+	return err
 }
 
 // abandon closes the connection; a Status under way beside it fails first.
