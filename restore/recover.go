@@ -92,6 +92,9 @@ func (room *Room) serveWAL(ctx context.Context) (err error) {
 	}
 	room.fetch.retry = min(room.fetch.retry, room.opt.Stall/2)
 	fctx, cancel := context.WithCancel(ctx)
+	if len(room.Plan.Files) > 0 { // while the server starts
+		room.fetch.begin(fctx, 0)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -100,9 +103,6 @@ func (room *Room) serveWAL(ctx context.Context) (err error) {
 		}
 	}()
 	room.stopped = sync.OnceFunc(func() { cancel(); <-done })
-	if len(room.Plan.Files) > 0 { // while the server starts
-		room.fetch.begin(fctx, 0)
-	}
 	return nil
 }
 
