@@ -210,14 +210,32 @@ func (m *member) extendOlder(ctx context.Context, note string, owed debt) error 
 			continue
 		}
 		g.Go(func() error {
-			err := m.ExtendLock(ctx, n.Name, "", owed.LockUntil)
-			if errors.Is(err, errors.ErrUnsupported) {
-				return nil // as a creation in this zone would have done
-			}
-			return err
+			return m.extend(ctx, n, owed.LockUntil)
 		})
 	}
 	return g.Wait()
+}
+
+// extend lengthens the lock of every version that can be the object: readers take
+// the oldest whose bytes are right, and somebody may have laid others over it.
+func (m *member) extend(ctx context.Context, n Need, until time.Time) error {
+	if until.IsZero() {
+		return nil
+	}
+	var versions []string
+	err := m.ListVersions(ctx, n.Name, func(o zone.Object) error {
+		if o.Name == n.Name && o.Size == n.Size && !o.Marker {
+			versions = append(versions, o.Version)
+		}
+		return nil
+	})
+	for _, v := range versions {
+		err = errors.Join(err, m.ExtendLock(ctx, n.Name, v, until))
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil // as a creation in this zone would have done
+	}
+	return err
 }
 
 // bringAll copies what the zone lacks of needs.

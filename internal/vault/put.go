@@ -196,7 +196,7 @@ func (m *member) place(ctx context.Context, j *job) (err error) {
 	}
 	switch {
 	case err == nil:
-		return m.extend(ctx, j)
+		return m.extend(ctx, j.want(), j.opt.LockUntil)
 	case !errors.Is(err, zone.ErrDigest):
 		return err
 	case j.mode == Repair:
@@ -204,18 +204,6 @@ func (m *member) place(ctx context.Context, j *job) (err error) {
 	default:
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
-}
-
-// extend gives bytes that were there already the lock that was asked for.
-func (m *member) extend(ctx context.Context, j *job) error {
-	if j.opt.LockUntil.IsZero() {
-		return nil
-	}
-	err := m.ExtendLock(ctx, j.name, "", j.opt.LockUntil)
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil // as a creation in this zone would have done
-	}
-	return err
 }
 
 // await collects outcomes until the quorum holds the bytes or cannot any more.

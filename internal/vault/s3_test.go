@@ -245,9 +245,15 @@ func TestWhatANoteRefersToIsLockedForAsLongAsTheNote(t *testing.T) {
 		if !slices.Contains(stored.Zones, z.Name()) {
 			continue
 		}
-		o, err := z.Stat(t.Context(), needs[0].Name, "")
-		if err != nil || o.LockedUntil.Before(until.Add(time.Minute)) {
-			t.Errorf("zone %s: the older pack is locked until %s, want %s (%v)", z.Name(), o.LockedUntil, until.Add(time.Minute), err)
+		err := z.ListVersions(t.Context(), needs[0].Name, func(o zone.Object) error {
+			s, err := z.Stat(t.Context(), o.Name, o.Version)
+			if err != nil || s.LockedUntil.Before(until.Add(time.Minute)) {
+				t.Errorf("zone %s: version %s of the older pack is locked until %s, want %s (%v)", z.Name(), o.Version, s.LockedUntil, until.Add(time.Minute), err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 }

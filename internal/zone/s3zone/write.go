@@ -130,8 +130,12 @@ func (d *Driver) ExtendLock(ctx context.Context, name, version string, until tim
 	if err != nil {
 		return err
 	}
+	of := head.VersionId // of an older version, some stores do not repeat it
+	if version != "" {
+		of = &version
+	}
 	_, err = client.PutObjectRetention(ctx, &s3.PutObjectRetentionInput{
-		Bucket: &d.bucket, Key: key, VersionId: head.VersionId,
+		Bucket: &d.bucket, Key: key, VersionId: of,
 		Retention: &types.ObjectLockRetention{Mode: mode, RetainUntilDate: &until},
 	})
 	return explain(ctx, err)
