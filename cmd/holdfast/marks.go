@@ -55,8 +55,8 @@ func (w *world) marksOf(ctx context.Context, cluster string) (marks, error) {
 }
 
 // refreshMarks reads what back-fill must not bring back. What is needed of the
-// forgotten is read only when more was forgotten: a new snapshot refers to no more
-// of it than those before it.
+// forgotten is read only when more was forgotten, or after a snapshot: one whose base
+// was marked at the last moment may need what no other does.
 func (n *node) refreshMarks(ctx context.Context) {
 	for name, p := range n.protectors() {
 		m, err := n.marksOf(ctx, name)
@@ -66,7 +66,7 @@ func (n *node) refreshMarks(ctx context.Context) {
 		n.mu.Lock()
 		old := p.forgotten
 		n.mu.Unlock()
-		if m.needed = old.needed; !maps.Equal(m.snapshots, old.snapshots) {
+		if m.needed = old.needed; old.snapshots == nil || !maps.Equal(m.snapshots, old.snapshots) {
 			if m.needed, err = n.neededOf(ctx, name, m.snapshots); err != nil {
 				continue // what was read last stays in force
 			}
@@ -75,6 +75,13 @@ func (n *node) refreshMarks(ctx context.Context) {
 		p.forgotten = m
 		n.mu.Unlock()
 	}
+}
+
+// needsChanged lets the next refresh read what is needed again.
+func (n *node) needsChanged(p *protected) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p.forgotten.snapshots = nil
 }
 
 // neededOf are the objects of forgotten snapshots that those which stay refer to.

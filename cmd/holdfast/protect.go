@@ -302,6 +302,7 @@ func (p *protected) take(ctx context.Context, full bool, progress func(snapshot.
 		cfg.LockUntil = until(w.now())
 	}
 	snap, err := snapshot.Take(ctx, cfg)
+	p.n.needsChanged(p)
 	return snap, p.noteTaken(ctx, snap, err)
 }
 
