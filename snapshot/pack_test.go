@@ -218,16 +218,23 @@ func TestPaceHoldsTheRateOverAllWorkers(t *testing.T) {
 
 func TestLargestStretchesFirstThenSmallFilesByPathAndNoControl(t *testing.T) {
 	var got []string
-	for _, b := range queue([]datadir.File{
+	var files datadir.Files
+	for _, f := range []datadir.File{
 		{Path: "b", Size: 10},
 		{Path: "global/pg_control", Kind: datadir.Control},
 		{Path: "a", Size: 900},
 		{Path: "c", Size: 2 << 20},
 		{Path: "d", Size: 65<<20 + 1},
 		{Path: "e", Size: 1<<20 - 900},
-	}, (&take{}).newFile) {
+	} {
+		files.Add(f)
+	}
+	var r take
+	r.roll.adopt(&files, r.base.find)
+	for _, b := range queue(&files, r.roll.kept()) {
 		var names string
-		for _, s := range b {
+		for _, n := range b.files {
+			s := r.stretch(int(n), b)
 			names += fmt.Sprintf("%s%d+%d ", s.d.Path, s.first, s.count)
 		}
 		got = append(got, names)
@@ -241,6 +248,11 @@ func TestLargestStretchesFirstThenSmallFilesByPathAndNoControl(t *testing.T) {
 func TestIDsSortByTime(t *testing.T) {
 	now := time.Date(2026, 11, 22, 18, 5, 1, 0, time.FixedZone("", 7200))
 	a, b := NewID(now), NewID(now.Add(time.Second))
+	for ms := range 999 { // those of one second too: the newest must be found to build on
+		if a, b := NewID(now.Add(time.Duration(ms)*time.Millisecond)), NewID(now.Add(time.Duration(ms+1)*time.Millisecond)); a >= b {
+			t.Fatalf("%d ms: %s is not before %s", ms, a, b)
+		}
+	}
 	if a >= b || len(a) != len("20261122T160501Z-abcdef") || a[:17] != "20261122T160501Z-" || catalog.CheckID(a) != nil {
 		t.Errorf("ids %s and %s", a, b)
 	}

@@ -27,8 +27,8 @@ func (t *take) prior(ctx context.Context) (*postgres.Prior, error) {
 	s := t.base.snap
 	p := &postgres.Prior{SystemID: id, Timeline: s.Timeline, Start: s.StartLSN, End: s.StopLSN, AnyMinor: t.cfg.AnyMinor}
 	p.Files = func(yield func(postgres.ManifestFile, error) bool) {
-		for i := range t.base.manifest.Files {
-			f := &t.base.manifest.Files[i]
+		for i := range t.base.files.list.Len() {
+			f := t.base.file(i)
 			ok, err := t.base.carries(ctx, f)
 			if (ok || err != nil) && !yield(postgres.ManifestFile{Path: f.Path, Size: f.Size, Modified: f.MTime}, err) {
 				return
@@ -79,7 +79,6 @@ func (s *streamSink) changed(p piece, came int) error {
 		}
 		s.t.checked(p.f, p.check, int64(came)*page.Size)
 	}
-	s.t.keep(p.f)
 	return nil
 }
 

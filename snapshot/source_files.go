@@ -84,17 +84,28 @@ func (t *take) copyDir(ctx context.Context, dir string, backup *postgres.Backup)
 		return err
 	}
 	t.layout(layout)
-	files := slices.DeleteFunc(slices.Clone(layout.Files), func(f datadir.File) bool { return t.unnameable(f.Path) })
+	t.enrol(layout.Files)
 	if err := t.findChanges(ctx, backup.Start, backup.Timeline); err != nil {
 		return err
 	}
-	if err := t.copyFiles(ctx, queue(files, t.newFile), backup.Start); err != nil {
+	if err := t.copyFiles(ctx, queue(layout.Files, t.roll.kept()), backup.Start); err != nil {
 		return err
 	}
 	if err := backup.Check(ctx); err != nil {
 		return err
 	}
-	return t.copyControl(ctx, dir, layout)
+	return t.copyControl(ctx, dir)
+}
+
+// enrol makes the files of a layout those of the snapshot, but for what no manifest
+// can name.
+func (t *take) enrol(files *datadir.Files) {
+	t.roll.adopt(files, t.base.find)
+	for n := range files.Len() {
+		if t.unnameable(files.At(n).Path) {
+			t.roll.vanish(n)
+		}
+	}
 }
 
 // layout brings what is not bytes into the header.
@@ -140,8 +151,8 @@ func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) erro
 		group.Go(func() error {
 			cut := t.lane(ctx)
 			for n := next.Add(1) - 1; n < int64(len(work)); n = next.Add(1) - 1 {
-				for _, s := range work[n] {
-					if err := t.copyStretch(ctx, cut, s, start); err != nil {
+				for _, f := range work[n].files {
+					if err := t.copyStretch(ctx, cut, t.stretch(int(f), work[n]), start); err != nil {
 						return err
 					}
 				}
@@ -149,17 +160,23 @@ func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) erro
 			return cut.flush()
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
+	return group.Wait()
+}
+
+// stretch is a part of a file, or all of it.
+type stretch struct {
+	d            datadir.File
+	f            *file
+	first, count int64
+}
+
+func (t *take) stretch(n int, of bundle) stretch {
+	d, _ := t.roll.at(n)
+	s := stretch{d, t.file(n), of.first, of.count}
+	if s.count == 0 {
+		s.count = s.f.blocks()
 	}
-	for _, b := range work {
-		for _, s := range b {
-			if s.first == 0 {
-				t.keep(s.f)
-			}
-		}
-	}
-	return nil
+	return s
 }
 
 // lane is a cutter for one goroutine that compresses what it cuts itself.
@@ -217,11 +234,11 @@ func (t *take) copyStretch(ctx context.Context, cut *cutter, s stretch, start ls
 	}
 	r, err := datadir.OpenFile(s.d)
 	if errors.Is(err, datadir.ErrVanished) {
-		s.f.gone.Store(true)
+		t.roll.vanish(s.f.n)
 		return nil
 	}
 	if err != nil && s.d.Outside {
-		s.f.gone.Store(true)
+		t.roll.vanish(s.f.n)
 		t.remark("configuration not copied: " + err.Error())
 		return nil
 	}
@@ -253,7 +270,7 @@ func (t *take) untouched(p piece) bool {
 		}
 	}
 	for i, old := range p.old {
-		p.f.leaves[p.first/catalog.LeafBlocks+int64(i)] = old.place()
+		t.roll.set(p.f.n, p.first/catalog.LeafBlocks+int64(i), old.place())
 	}
 	t.passed(int(min(p.f.size, (p.first+p.count)*page.Size) - p.first*page.Size))
 	return true
@@ -268,9 +285,9 @@ func (t *take) remark(what string) {
 
 // copyControl copies pg_control, after everything else and from a read whose
 // checksum is right (C-7, C-18).
-func (t *take) copyControl(ctx context.Context, dir string, layout datadir.Layout) error {
-	i := slices.IndexFunc(layout.Files, func(f datadir.File) bool { return f.Kind == datadir.Control })
-	if i < 0 {
+func (t *take) copyControl(ctx context.Context, dir string) error {
+	n := t.roll.control()
+	if n < 0 {
 		return errors.New("the data directory has no global/pg_control")
 	}
 	_, data, err := control.ReadFile(filepath.Join(dir, "global/pg_control"))
@@ -278,23 +295,20 @@ func (t *take) copyControl(ctx context.Context, dir string, layout datadir.Layou
 		return err
 	}
 	cut := t.lane(ctx)
-	if err := t.copyBytes(ctx, cut, layout.Files[i], data); err != nil {
+	if err := t.copyBytes(ctx, cut, t.file(n), data); err != nil {
 		return err
 	}
 	return cut.flush()
 }
 
 // copyBytes copies a file that is in memory.
-func (t *take) copyBytes(ctx context.Context, cut *cutter, d datadir.File, data []byte) error {
-	d.Size = int64(len(data))
-	f := t.newFile(d)
+func (t *take) copyBytes(ctx context.Context, cut *cutter, f *file, data []byte) error {
+	if int64(len(data)) != f.size {
+		return fmt.Errorf("%s has %d bytes, it was listed with %d", f.path, len(data), f.size)
+	}
 	old, err := t.known(ctx, f, 0, f.blocks())
 	if err != nil {
 		return err
 	}
-	if err := cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data), old: old}); err != nil {
-		return err
-	}
-	t.keep(f)
-	return nil
+	return cut.piece(piece{f: f, count: f.blocks(), r: bytes.NewReader(data), old: old})
 }

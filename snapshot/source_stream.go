@@ -163,7 +163,6 @@ func (s *streamSink) File(ctx context.Context, h postgres.FileHeader, r io.Reade
 		return err
 	}
 	s.t.checked(f, check, f.size)
-	s.t.keep(f)
 	return nil
 }
 
@@ -240,8 +239,8 @@ func (t *take) configBeside(ctx context.Context) error {
 			t.remark(fmt.Sprintf("configuration not copied: %s: %v", name, err))
 			continue
 		}
-		d := datadir.File{Path: name, Mode: 0o600, ModTime: at, Kind: datadir.Other, Outside: true}
-		if err := t.copyBytes(ctx, cut, d, data); err != nil {
+		d := datadir.File{Path: name, Size: int64(len(data)), Mode: 0o600, ModTime: at, Kind: datadir.Other, Outside: true}
+		if err := t.copyBytes(ctx, cut, t.newFile(d), data); err != nil {
 			return err
 		}
 	}

@@ -207,17 +207,16 @@ type take struct {
 	base      *base             // nil: every block is new
 	from      lsn.LSN           // no page of an interrupted attempt's packs is older
 	changes   changes
+	roll      roll // the files
 
 	startedAt time.Time // this host's clock
 
 	mu      sync.Mutex
-	files   []*file // once they are copied
 	pages   page.Report
 	skipped int64  // pages that bear no checksums
 	newest  string // the file whose page has pages.Latest
 	reasons []string
-	raw     int64 // bytes of files
-	done    int64 // of these, what was read so far, or need not be
+	done    int64 // bytes of files that were read so far, or need not be
 	read    int64 // of these, what was read
 	total   int64
 	header  catalog.ManifestHeader

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"go.uber.org/zap"
 
@@ -21,9 +20,9 @@ import (
 // are known; nothing is ever read of its data. nil is none: every block is new.
 type base struct {
 	snap     catalog.Snapshot
-	manifest catalog.Manifest
+	manifest catalog.Manifest // without its files
+	files    baseFiles
 	maps     *catalog.MapSet
-	taken    []bool // by file of the manifest: it is in the new snapshot too
 	renew    []bool // by pack: what lies there is copied afresh
 	compact  []bool // by map: its leaves move into new map objects
 }
@@ -97,7 +96,7 @@ func (t *take) readBase(ctx context.Context, s catalog.Snapshot) (*base, error) 
 		return nil, fmt.Errorf("open its manifest: %w", err)
 	}
 	defer r.Close()
-	m, err := catalog.DecodeManifest(r)
+	m, files, err := readManifest(r)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +110,7 @@ func (t *take) readBase(ctx context.Context, s catalog.Snapshot) (*base, error) 
 	fetch := func(ctx context.Context, r catalog.Ref) ([]byte, error) {
 		return t.cfg.Store.Get(ctx, r.Name, r.Size, r.SHA256)
 	}
-	b := &base{snap: s, manifest: m, taken: make([]bool, len(m.Files))}
+	b := &base{snap: s, manifest: m, files: files}
 	b.maps = catalog.NewMapSet(dir, m.Maps, m.Packs, fetch, t.cfg.Identities)
 	now := t.cfg.Now()
 	b.renew = renewPacks(m.Packs, now, s.StartedAt, t.cfg.RenewAfter)
@@ -177,29 +176,6 @@ func (t *take) closeBase() {
 	}
 }
 
-// file finds what the base holds under a path; nil: nothing.
-func (b *base) file(path string) *catalog.ManifestFile {
-	if i, ok := b.find(path); ok {
-		b.taken[i] = true
-		return &b.manifest.Files[i]
-	}
-	return nil
-}
-
-func (b *base) find(path string) (int, bool) {
-	if b == nil {
-		return 0, false
-	}
-	return slices.BinarySearchFunc(b.manifest.Files, path, func(f catalog.ManifestFile, p string) int { return strings.Compare(f.Path, p) })
-}
-
-// forget says that a file that was found has vanished since.
-func (b *base) forget(path string) {
-	if i, ok := b.find(path); ok {
-		b.taken[i] = false
-	}
-}
-
 // leaves are what the base knows of the blocks from..to-1 of a file, one a leaf.
 func (b *base) leaves(ctx context.Context, f *catalog.ManifestFile, from, to int64) (out []*oldLeaf, err error) {
 	if f == nil {
@@ -226,7 +202,7 @@ func (b *base) renewed(l catalog.Leaf) []bool {
 
 // leafAt reads one leaf of the base's maps.
 func (b *base) leafAt(ctx context.Context, p leafPlace) (catalog.Leaf, error) {
-	l, err := b.maps.Leaf(ctx, catalog.LeafRef{Map: int(p.base) - 1, Off: p.off, Len: int64(p.len), Count: 1})
+	l, err := b.maps.Leaf(ctx, catalog.LeafRef{Map: int(p.home) - 1, Off: p.off, Len: int64(p.len), Count: 1})
 	for i := range l.Frames {
 		l.Frames[i].Pack |= basePack
 	}

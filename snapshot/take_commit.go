@@ -66,10 +66,11 @@ func (t *take) commit(ctx context.Context, m *mapper) (catalog.Snapshot, error) 
 	if err != nil {
 		return s, err
 	}
-	packs, maps := m.packs(), m.number()
+	packs := m.packs()
+	maps, number := m.number()
 	s.Oldest = oldest(t.startedAt, packs, maps)
 	c := closing{Snapshot: s}
-	if c.Manifest, err = t.sealManifest(packs, maps); err != nil {
+	if c.Manifest, err = t.sealManifest(packs, maps, m.order, number); err != nil {
 		return s, fmt.Errorf("make the manifest: %w", err)
 	}
 	c.Snapshot.Manifest = refOf(catalog.ManifestName(t.cfg.Cluster, t.id), c.Manifest)
@@ -113,11 +114,12 @@ func (t *take) weigh(s *catalog.Snapshot, refs []catalog.Ref, m *mapper) {
 // summary is the note's body as far as it is known before the manifest.
 func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 	f := t.header.Facts
+	files, raw := t.roll.sum()
 	s := catalog.Snapshot{
 		Cluster: t.cfg.Cluster, ID: t.id, Kind: "physical", Source: t.cfg.Source, Node: t.cfg.Node, Epoch: t.cfg.Epoch,
 		SystemID: f.SystemID, Major: f.Major, ServerNum: f.ServerNum, Timeline: f.Timeline,
 		StartLSN: f.StartLSN, StopLSN: f.StopLSN, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
-		SegSize: f.WALSegSize, RawBytes: t.raw, Files: int64(len(t.files)), Pages: t.judge(),
+		SegSize: f.WALSegSize, RawBytes: raw, Files: files, Pages: t.judge(),
 		Recipients: t.cfg.Fingerprints, LockUntil: t.cfg.LockUntil,
 	}
 	slices.Sort(t.reasons) // workers note them in any order
@@ -135,7 +137,7 @@ func (t *take) summary(ctx context.Context) (catalog.Snapshot, error) {
 
 // sealManifest seals the manifest to whoever reads the index or the data. The files
 // are in the order of their paths.
-func (t *take) sealManifest(packs []catalog.ManifestPack, maps []catalog.ManifestMap) ([]byte, error) {
+func (t *take) sealManifest(packs []catalog.ManifestPack, maps []catalog.ManifestMap, order []int32, number map[int32]int) ([]byte, error) {
 	var body bytes.Buffer
 	w, err := seal.NewBlobWriter(&body, t.cfg.readers())
 	if err != nil {
@@ -151,9 +153,9 @@ func (t *take) sealManifest(packs []catalog.ManifestPack, maps []catalog.Manifes
 	for _, p := range maps {
 		err = errors.Join(err, m.Map(p))
 	}
-	for _, f := range t.files {
+	for _, n := range order {
 		if err == nil {
-			err = m.File(f.entry())
+			err = m.File(t.roll.entry(int(n), number))
 		}
 	}
 	err = errors.Join(err, m.Close(), w.Close()) // before its bytes are whole

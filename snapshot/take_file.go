@@ -1,66 +1,52 @@
 package snapshot
 
 import (
-	"slices"
-	"sync/atomic"
-	"time"
-
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 )
 
-// file is a file on its way into the manifest.
+// file is a file on its way into the manifest, while somebody works at it.
 type file struct {
+	roll    *roll
+	n       int // its place in the roll
 	path    string
-	mode    uint32
-	mtime   time.Time
 	kind    string
-	outside bool
 	size    int64
-	segment uint32 // which gigabyte of a relation
-	main    bool   // a relation's main fork: its pages may have holes
-	sums    int    // pg_control's data_checksum_version when the backup began
-
-	base   *catalog.ManifestFile // what the base holds under the path; nil: nothing
-	leaves []leafPlace           // by number; each worker fills its own
-	refs   []catalog.LeafRef
-	bad    []int64 // blocks of this file, the first hundred
-	gone   atomic.Bool
+	segment uint32                // which gigabyte of a relation
+	main    bool                  // a relation's main fork: its pages may have holes
+	sums    int                   // pg_control's data_checksum_version when the backup began
+	base    *catalog.ManifestFile // what the base holds under the path; nil: nothing
 }
 
-// leafPlace is where a leaf lies before it is in a map object.
-type leafPlace struct {
-	off  int64
-	len  int32
-	base int32 // the map of the base that holds it, plus one; 0: the spool
-}
-
-// newFile is a file of the manifest, of the size that it had when it was listed.
+// newFile is a file of the manifest that is not in the roll yet.
 func (t *take) newFile(d datadir.File) *file {
+	return t.file(t.roll.add(d, t.base.find(d.Path)))
+}
+
+// file is the file at a place of the roll, of the size that it had when it was listed.
+func (t *take) file(n int) *file {
+	d, base := t.roll.at(n)
 	f := &file{
-		path: d.Path, mode: uint32(d.Mode.Perm()), mtime: d.ModTime.UTC(), outside: d.Outside, size: d.Size,
-		sums: t.header.Facts.ChecksumsStart, base: t.base.file(d.Path),
+		roll: &t.roll, n: n, path: d.Path, kind: kindOf(d.Kind), size: d.Size, sums: t.header.Facts.ChecksumsStart,
+		segment: d.Name.Segment, main: d.Name.Fork == datadir.Main,
 	}
-	switch d.Kind {
-	case datadir.Relation:
-		f.kind, f.segment, f.main = catalog.FileRelation, d.Name.Segment, d.Name.Fork == datadir.Main
-	case datadir.Control:
-		f.kind = catalog.FileControl
-	default:
-		f.kind = catalog.FileOther
+	if base >= 0 {
+		f.base = t.base.file(base)
 	}
-	f.leaves = make([]leafPlace, (f.blocks()+catalog.LeafBlocks-1)/catalog.LeafBlocks)
 	return f
 }
 
-// same says that all leaves are those of the base.
-func (f *file) same() bool {
-	if f.base.Size != f.size {
-		return false
+// kindOf is a kind's name in a manifest.
+func kindOf(k datadir.Kind) string {
+	switch k {
+	case datadir.Relation:
+		return catalog.FileRelation
+	case datadir.Control:
+		return catalog.FileControl
 	}
-	return !slices.ContainsFunc(f.leaves, func(p leafPlace) bool { return p.base == 0 })
+	return catalog.FileOther
 }
 
 func (f *file) blocks() int64 { return (f.size + page.Size - 1) / page.Size }
@@ -86,12 +72,5 @@ func (f *file) clean(data []byte, index int64, verdict page.Verdict) {
 		page.NormaliseGood(data, block)
 	case f.sums <= 1:
 		page.Normalise(data, block, f.sums == 1)
-	}
-}
-
-func (f *file) entry() catalog.ManifestFile {
-	return catalog.ManifestFile{
-		Path: f.path, Size: f.size, Mode: f.mode, MTime: f.mtime, Kind: f.kind,
-		Leaves: f.refs, Outside: f.outside, Bad: f.bad,
 	}
 }

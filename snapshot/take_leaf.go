@@ -26,7 +26,7 @@ func (o *oldLeaf) place() leafPlace {
 	if o.at.Count == 0 {
 		return o.spooled
 	}
-	return leafPlace{off: o.at.Off, len: int32(o.at.Len), base: int32(o.at.Map) + 1}
+	return leafPlace{off: o.at.Off, len: int32(o.at.Len), home: int32(o.at.Map) + 1}
 }
 
 // leafMaker is a leaf in the making. Its builder is one goroutine; the frames may

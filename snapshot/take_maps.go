@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -16,6 +15,7 @@ import (
 type mapper struct {
 	t       *take
 	ctx     context.Context //nolint:containedctx // one call's own
+	order   []int32         // the files of the snapshot, by path
 	builder *catalog.MapBuilder
 	leaves  int64                 // bytes of leaves in the builder
 	maps    []catalog.ManifestMap // this snapshot's own
@@ -24,12 +24,12 @@ type mapper struct {
 
 // putMaps brings the page maps of all files into the quorum. All packs are there.
 func (t *take) putMaps(ctx context.Context) (*mapper, error) {
-	m := &mapper{t: t, ctx: ctx, builder: catalog.NewMapBuilder(), live: map[uint32]int64{}}
-	slices.SortFunc(t.files, func(a, b *file) int { return strings.Compare(a.path, b.path) })
+	m := &mapper{t: t, ctx: ctx, order: t.roll.kept(), builder: catalog.NewMapBuilder(), live: map[uint32]int64{}}
 	if err := m.dropped(); err != nil {
 		return nil, err
 	}
-	for _, f := range t.files {
+	for _, n := range m.order {
+		f := t.file(int(n))
 		if err := m.file(f); err != nil {
 			return nil, fmt.Errorf("write the page map of %s: %w", f.path, err)
 		}
@@ -49,12 +49,17 @@ func (m *mapper) dropped() error {
 	for i, p := range b.manifest.Packs {
 		m.live[uint32(i)|basePack] = p.Live
 	}
-	for i := range b.manifest.Files {
-		f := &b.manifest.Files[i]
-		if b.taken[i] {
+	taken := make([]bool, b.files.list.Len())
+	for _, n := range m.order {
+		if at := m.t.roll.base[n]; at >= 0 {
+			taken[at] = true
+		}
+	}
+	for i, is := range taken {
+		if is {
 			continue
 		}
-		if err := m.drop(f, func(int64) bool { return true }); err != nil {
+		if err := m.drop(b.file(i), func(int64) bool { return true }); err != nil {
 			return err
 		}
 	}
@@ -73,47 +78,32 @@ func (m *mapper) drop(f *catalog.ManifestFile, gone func(n int64) bool) error {
 }
 
 // file gives f's leaves their places in map objects. Those of the base that stay
-// where they are count from -1 downwards until the manifest numbers all.
+// where they are keep the base's numbers until the manifest numbers all.
 func (m *mapper) file(f *file) error {
-	if f.base != nil && !f.same() {
-		gone := func(n int64) bool { return n >= int64(len(f.leaves)) || f.leaves[n].base == 0 }
+	leaves := m.t.roll.of(f.n)
+	fresh := func(p leafPlace) bool { return p.home == 0 }
+	if f.base != nil && (f.base.Size != f.size || slices.ContainsFunc(leaves, fresh)) {
+		gone := func(n int64) bool { return n >= int64(len(leaves)) || fresh(leaves[n]) }
 		if err := m.drop(f.base, gone); err != nil {
 			return err
 		}
 	}
-	var first int64
-	for _, p := range f.leaves {
-		ref := catalog.LeafRef{Map: -int(p.base), Off: p.off, Len: int64(p.len), Count: 1}
-		if p.base == 0 || m.t.base.compact[p.base-1] {
+	for i, p := range leaves {
+		if fresh(p) || m.t.base.compact[p.home-1] {
 			var err error
-			if ref, err = m.move(f, first, p); err != nil {
+			if leaves[i], err = m.move(f, int64(i)*catalog.LeafBlocks, p); err != nil {
 				return err
 			}
 		}
-		f.refs = appendRef(f.refs, ref)
-		first += catalog.LeafBlocks
 	}
-	f.leaves = nil
 	return nil
 }
 
-// appendRef lengthens the last reference where the next leaf follows it.
-func appendRef(refs []catalog.LeafRef, r catalog.LeafRef) []catalog.LeafRef {
-	if n := len(refs); n > 0 {
-		if last := &refs[n-1]; last.Map == r.Map && last.Off+last.Len == r.Off {
-			last.Len += r.Len
-			last.Count++
-			return refs
-		}
-	}
-	return append(refs, r)
-}
-
 // move brings one leaf into the map object in the making.
-func (m *mapper) move(f *file, first int64, p leafPlace) (catalog.LeafRef, error) {
+func (m *mapper) move(f *file, first int64, p leafPlace) (leafPlace, error) {
 	var l catalog.Leaf
 	var err error
-	if p.base == 0 {
+	if p.home == 0 {
 		if l, err = m.t.making.spool.leaf(p); err == nil {
 			live(l, first, f.size, func(pack uint32, n int64) { m.live[pack] += n })
 		}
@@ -121,16 +111,16 @@ func (m *mapper) move(f *file, first int64, p leafPlace) (catalog.LeafRef, error
 		l, err = m.t.base.leafAt(m.ctx, p) // counted in the base's live bytes already
 	}
 	if err != nil {
-		return catalog.LeafRef{}, err
+		return p, err
 	}
 	if m.builder.Full() {
 		if err := m.flush(); err != nil {
-			return catalog.LeafRef{}, err
+			return p, err
 		}
 	}
 	off, n, err := m.builder.Add(l, m.t.packName)
 	m.leaves += int64(n)
-	return catalog.LeafRef{Map: len(m.maps), Off: int64(off), Len: int64(n), Count: 1}, err
+	return leafPlace{off: int64(off), len: int32(n), home: -int32(len(m.maps)) - 1}, err
 }
 
 // packName is the full name of a pack of a leaf that is in no map object yet.
@@ -180,26 +170,23 @@ func (m *mapper) packs() (out []catalog.ManifestPack) {
 }
 
 // number gives the maps of the base that are still in use their numbers, behind
-// the snapshot's own, and counts what of them is.
-func (m *mapper) number() []catalog.ManifestMap {
-	maps := slices.Clone(m.maps)
-	places := map[int]int{}
-	for _, f := range m.t.files {
-		for i := range f.refs {
-			r := &f.refs[i]
-			if r.Map >= 0 {
+// the snapshot's own, and counts what of them is. The numbers are by leafPlace.home.
+func (m *mapper) number() ([]catalog.ManifestMap, map[int32]int) {
+	maps, number := slices.Clone(m.maps), map[int32]int{}
+	for _, f := range m.order {
+		for _, p := range m.t.roll.of(int(f)) {
+			if p.home <= 0 {
 				continue
 			}
-			n, ok := places[r.Map]
+			n, ok := number[p.home]
 			if !ok {
 				n = len(maps)
-				places[r.Map] = n
-				was := m.t.base.manifest.Maps[-r.Map-1]
+				number[p.home] = n
+				was := m.t.base.manifest.Maps[p.home-1]
 				maps = append(maps, catalog.ManifestMap{N: n, Ref: was.Ref, Raw: was.Raw})
 			}
-			maps[n].Live += r.Len
-			r.Map = n
+			maps[n].Live += int64(p.len)
 		}
 	}
-	return maps
+	return maps, number
 }

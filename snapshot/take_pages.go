@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -22,9 +21,7 @@ func (t *take) checked(f *file, v *page.Verifier, read int64) {
 	}
 	r := v.Report()
 	for _, b := range r.BadBlocks {
-		if len(f.bad) < maxBad {
-			f.bad = append(f.bad, int64(b%page.SegmentBlocks))
-		}
+		t.roll.spoilt(f.n, int64(b%page.SegmentBlocks))
 	}
 	if r.Bad > 0 {
 		t.doubt("%s: %d of %d pages have a wrong checksum, the first is block %d of the file", f.path, r.Bad, r.Pages, r.BadBlocks[0]%page.SegmentBlocks)
@@ -41,19 +38,6 @@ func (t *take) checked(f *file, v *page.Verifier, read int64) {
 
 // maxBad bounds the bad blocks that a manifest names of one file.
 const maxBad = 100
-
-// keep takes a file into the manifest, unless it is gone.
-func (t *take) keep(f *file) {
-	if f.gone.Load() {
-		t.base.forget(f.path)
-		return
-	}
-	slices.Sort(f.bad) // by several workers
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.files = append(t.files, f)
-	t.raw += f.size
-}
 
 // judge sums the pages up once the stop LSN is known: a page that passed because
 // WAL rewrites it must not claim to be of a time that this WAL never reached.

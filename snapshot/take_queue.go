@@ -16,50 +16,46 @@ const stretchBlocks = 8 * catalog.LeafBlocks
 // bundleFiles is the most small files that a worker takes at once.
 const bundleFiles = 64
 
-// stretch is a piece of work: a part of a file.
-type stretch struct {
-	d            datadir.File
-	f            *file
-	first, count int64
+// bundle is what a worker takes at once: count blocks of one large file from first
+// on, or all of small files that lie beside each other.
+type bundle struct {
+	files        []int32 // places in the roll
+	first, count int64   // 0: all blocks
 }
-
-// bundle is what a worker takes at once: one stretch, or small files that lie
-// beside each other.
-type bundle []stretch
 
 // queue cuts files into bundles: the largest stretches first, so that no worker is
 // left alone with one at the end, and small files by path, so that like lies with
-// like. pg_control is not among them.
-func queue(files []datadir.File, newFile func(datadir.File) *file) (large []bundle) {
+// like. order are the files by path; pg_control is not taken from it.
+func queue(files *datadir.Files, order []int32) (large []bundle) {
 	var small []bundle
-	var cur bundle
-	var size int64
-	slices.SortFunc(files, func(a, b datadir.File) int { return cmp.Compare(a.Path, b.Path) })
-	for _, d := range files {
-		if d.Kind == datadir.Control {
+	rest := order[:0] // small ones
+	begin, sum := 0, int64(0)
+	for _, n := range order {
+		size := files.Size(int(n))
+		switch {
+		case files.Kind(int(n)) == datadir.Control:
 			continue
-		}
-		f := newFile(d)
-		if d.Size >= seal.MaxFrame {
-			large = append(large, stretches(d, f)...)
+		case size >= seal.MaxFrame:
+			large = append(large, stretches(n, size)...)
 			continue
+		case len(rest)-begin == bundleFiles || len(rest) > begin && sum+size > seal.MaxFrame:
+			small = append(small, bundle{files: rest[begin:]})
+			begin, sum = len(rest), 0
 		}
-		if len(cur) == bundleFiles || len(cur) > 0 && size+d.Size > seal.MaxFrame {
-			small, cur, size = append(small, cur), nil, 0
-		}
-		cur = append(cur, stretch{d, f, 0, f.blocks()})
-		size += d.Size
+		rest = append(rest, n)
+		sum += size
 	}
-	if len(cur) > 0 {
-		small = append(small, cur)
+	if len(rest) > begin {
+		small = append(small, bundle{files: rest[begin:]})
 	}
-	slices.SortStableFunc(large, func(a, b bundle) int { return cmp.Compare(b[0].count, a[0].count) })
+	slices.SortStableFunc(large, func(a, b bundle) int { return cmp.Compare(b.count, a.count) })
 	return append(large, small...)
 }
 
-func stretches(d datadir.File, f *file) (out []bundle) {
-	for first := int64(0); first < f.blocks(); first += stretchBlocks {
-		out = append(out, bundle{{d, f, first, min(stretchBlocks, f.blocks()-first)}})
+func stretches(n int32, size int64) (out []bundle) {
+	blocks := (size + catalog.BlockSize - 1) / catalog.BlockSize
+	for first := int64(0); first < blocks; first += stretchBlocks {
+		out = append(out, bundle{[]int32{n}, first, min(stretchBlocks, blocks-first)})
 	}
 	return out
 }

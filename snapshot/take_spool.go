@@ -49,7 +49,7 @@ func (s *leafSpool) add(leaves []*leafMaker) error {
 		if s.buf, err = catalog.AppendLeaf(s.buf, m.leaf); err != nil {
 			return fmt.Errorf("%s: %w", m.file.path, err)
 		}
-		m.file.leaves[n] = leafPlace{off: s.end + int64(at), len: int32(len(s.buf) - at)}
+		m.file.roll.set(m.file.n, int64(n), leafPlace{off: s.end + int64(at), len: int32(len(s.buf) - at)})
 		body := s.buf[begin+spoolHead:]
 		binary.LittleEndian.PutUint32(s.buf[begin:], crc32.Checksum(body, castagnoli))
 		binary.LittleEndian.PutUint32(s.buf[begin+4:], uint32(len(body)))
@@ -82,7 +82,7 @@ func (t *take) finished(leaves []*leafMaker) error {
 			fresh = append(fresh, m)
 			continue
 		}
-		m.file.leaves[m.first/catalog.LeafBlocks] = m.old.place()
+		m.file.roll.set(m.file.n, m.first/catalog.LeafBlocks, m.old.place())
 	}
 	if len(fresh) == 0 {
 		return nil

@@ -76,7 +76,7 @@ type Refused struct {
 // outside follows it.
 type Layout struct {
 	Root    string
-	Files   []File
+	Files   *Files
 	Dirs    []Dir
 	Links   []Link
 	Refused []Refused
@@ -84,8 +84,8 @@ type Layout struct {
 
 // Bytes is the sum of the sizes of all files.
 func (l Layout) Bytes() (sum int64) {
-	for _, f := range l.Files {
-		sum += f.Size
+	for _, f := range l.Files.entries {
+		sum += f.size
 	}
 	return sum
 }

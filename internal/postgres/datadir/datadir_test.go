@@ -25,7 +25,7 @@ func scan(t *testing.T, dir string, opt datadir.ScanOptions) datadir.Layout {
 }
 
 func paths(l datadir.Layout) (files, dirs []string) {
-	for _, f := range l.Files {
+	for f := range l.Files.All() {
 		files = append(files, f.Path)
 	}
 	for _, d := range l.Dirs {
@@ -122,7 +122,7 @@ func TestUnloggedRelationsKeepTheirInitForkOnly(t *testing.T) {
 	}
 	put(t, filepath.Join(c.DataDir, rel+".1"), "x")
 	var got []string
-	for _, f := range scan(t, c.DataDir, datadir.ScanOptions{}).Files {
+	for f := range scan(t, c.DataDir, datadir.ScanOptions{}).Files.All() {
 		if strings.HasPrefix(f.Path, rel) {
 			got = append(got, f.Path)
 		}
@@ -155,7 +155,7 @@ func TestTablespacesAreFollowedOnce(t *testing.T) {
 	for _, table := range []string{"away", "near", "within"} {
 		p := pgtest.Value[string](c, "SELECT pg_relation_filepath($1::text::regclass)", table)
 		var n int
-		for _, f := range l.Files {
+		for f := range l.Files.All() {
 			if filepath.Base(f.Path) == filepath.Base(p) {
 				n++
 				if f.Path != p || f.Kind != datadir.Relation {
@@ -210,8 +210,8 @@ func TestConfigurationOutsideJoinsTheLayout(t *testing.T) {
 	l := scan(t, c.DataDir, datadir.ScanOptions{ConfigFiles: []string{
 		hba, hba, filepath.Join(c.DataDir, "postgresql.conf"), filepath.Join(etc, "gone.conf"),
 	}})
-	last := l.Files[len(l.Files)-1]
-	if last.Path != hba || !last.Outside || l.Files[len(l.Files)-2].Outside {
+	last := l.Files.At(l.Files.Len() - 1)
+	if last.Path != hba || !last.Outside || l.Files.At(l.Files.Len()-2).Outside {
 		t.Errorf("%+v", last)
 	}
 	if len(l.Refused) != 1 || l.Refused[0].Path != filepath.Join(etc, "gone.conf") {
@@ -223,7 +223,7 @@ func TestConfigurationOutsideJoinsTheLayout(t *testing.T) {
 func TestPgControlIsLast(t *testing.T) {
 	c := pgtest.Create(t)
 	l := scan(t, c.DataDir, datadir.ScanOptions{})
-	if last := l.Files[len(l.Files)-1]; last.Path != "global/pg_control" || last.Kind != datadir.Control || last.Size != 8192 {
+	if last := l.Files.At(l.Files.Len() - 1); last.Path != "global/pg_control" || last.Kind != datadir.Control || last.Size != 8192 {
 		t.Errorf("%+v", last)
 	}
 	if l.Bytes() < 20<<20 {

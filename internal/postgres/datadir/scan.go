@@ -35,7 +35,7 @@ func Scan(root string, opt ScanOptions) (Layout, error) {
 	if err != nil {
 		return Layout{}, fmt.Errorf("scan data directory: %w", err)
 	}
-	s := scan{root: real, opt: opt, within: map[string]bool{}, out: Layout{Root: real}}
+	s := scan{root: real, opt: opt, within: map[string]bool{}, out: Layout{Root: real, Files: &Files{}}}
 	version, err := s.versionDir()
 	if err != nil {
 		return Layout{}, fmt.Errorf("scan data directory %s: %w", root, err)
@@ -56,23 +56,9 @@ func Scan(root string, opt ScanOptions) (Layout, error) {
 		return Layout{}, fmt.Errorf("scan configuration outside %s: %w", root, err)
 	}
 	s.out.Links = links
-	slices.SortFunc(s.out.Files, order)
+	s.out.Files.sort()
 	slices.SortFunc(s.out.Dirs, func(a, b Dir) int { return cmp.Compare(a.Path, b.Path) })
 	return s.out, nil
-}
-
-func order(a, b File) int {
-	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Path, b.Path))
-}
-
-func rank(f File) int {
-	switch {
-	case f.Outside:
-		return 2
-	case f.Kind == Control:
-		return 1
-	}
-	return 0
 }
 
 type scan struct {
@@ -236,13 +222,13 @@ func (s *scan) addDir(rel string, info fs.FileInfo) {
 
 func (s *scan) addFile(rel, at string, info fs.FileInfo) {
 	f := File{Path: rel, Source: at, Size: info.Size(), Mode: info.Mode().Perm(), ModTime: info.ModTime(), Kind: Other}
-	if r, ok := ParseRelation(rel); ok {
-		f.Kind, f.Name = Relation, r
+	if _, ok := ParseRelation(rel); ok {
+		f.Kind = Relation
 	}
 	if rel == controlPath {
 		f.Kind = Control
 	}
-	s.out.Files = append(s.out.Files, f)
+	s.out.Files.Add(f)
 }
 
 func (s *scan) refuse(rel, why string) {
@@ -269,7 +255,7 @@ func (s *scan) outside() error {
 			s.refuse(p, "the server names it as configuration and it is not a file")
 			continue
 		}
-		s.out.Files = append(s.out.Files, File{
+		s.out.Files.Add(File{
 			Path: p, Source: p, Size: info.Size(), Mode: info.Mode().Perm(),
 			ModTime: info.ModTime(), Kind: Other, Outside: true,
 		})

@@ -53,7 +53,7 @@ func eachPage(t *testing.T, dir string, fn func(f datadir.File, block uint32, p 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range layout.Files {
+	for f := range layout.Files.All() {
 		if f.Kind != datadir.Relation {
 			continue
 		}

@@ -41,7 +41,7 @@ func TestChecksumAgreesWithEveryPageOfARealServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all page.Report
-	for _, f := range layout.Files {
+	for f := range layout.Files.All() {
 		if f.Kind != datadir.Relation {
 			continue
 		}
