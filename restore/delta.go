@@ -144,20 +144,21 @@ func (room *Room) seize() error {
 var walFile = regexp.MustCompile(`^([0-9A-F]{24}(\.partial)?|[0-9A-F]{8}\.history)$`)
 
 // saveWAL moves the WAL of a directory's pg_wal that its server does not say to be
-// archived to a directory beside, and says which.
+// archived to a directory beside, and says which. What a link leads to stays where it
+// is, untouched: in a copy of a data directory, it is the WAL of the living server.
 func saveWAL(dir string, now time.Time) (string, error) {
-	wal, err := filepath.EvalSymlinks(filepath.Join(dir, "pg_wal"))
+	wal := filepath.Join(dir, "pg_wal")
+	info, err := os.Lstat(wal)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	aside := dir + ".pg_wal"
-	if filepath.Dir(wal) != dir {
-		aside = wal // a link led there, mostly to another file system
+	if info.Mode().Type() == fs.ModeSymlink {
+		return os.Readlink(wal)
 	}
-	aside += ".saved-" + now.UTC().Format("20060102T150405Z")
+	aside := dir + ".pg_wal.saved-" + now.UTC().Format("20060102T150405Z")
 	entries, err := os.ReadDir(wal)
 	if err != nil {
 		return "", err
@@ -239,12 +240,6 @@ func (t *tree) sweepBelow(root, prefix string, dirs map[string]bool) error {
 		switch {
 		case rel == marker || d.IsDir() && dirs[rel]:
 			return nil
-		case rel == "pg_wal" && d.Type() == fs.ModeSymlink:
-			wal, err := filepath.EvalSymlinks(path)
-			if err != nil {
-				return os.Remove(path)
-			}
-			return empty(wal)
 		case d.Type().IsRegular() && t.keeps(rel, d):
 			return nil
 		}

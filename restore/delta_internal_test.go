@@ -4,29 +4,31 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
-// C-55: a data directory may be a mount point, and its WAL is put aside beside it.
-// Most machines hold /dev/shm and the temporary directory on two file systems.
-func TestAFileMovesAcrossFileSystems(t *testing.T) {
-	shm, err := os.MkdirTemp("/dev/shm", "holdfast-test-")
-	if err != nil {
+// Promise 10: a copy of a data directory brings along the link to the WAL of the
+// server that lives.
+func TestADeltaNeverFollowsTheLinkOfPgWal(t *testing.T) {
+	live, dir := t.TempDir(), t.TempDir()
+	segment := filepath.Join(live, "000000010000000000000001")
+	if err := os.WriteFile(segment, []byte("live"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(shm)
-	for _, dirs := range [][2]string{{shm, t.TempDir()}, {t.TempDir(), shm}, {shm, shm}} {
-		from, to := filepath.Join(dirs[0], "from"), filepath.Join(dirs[1], "to")
-		if err := os.WriteFile(from, []byte("never archived"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := putAside(from, to); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := os.ReadFile(to); err != nil || string(got) != "never archived" {
-			t.Errorf("%s holds %q: %v", to, got, err)
-		}
-		if _, err := os.Lstat(from); !os.IsNotExist(err) {
-			t.Errorf("%s is still there: %v", from, err)
-		}
+	if err := os.Symlink(live, filepath.Join(dir, "pg_wal")); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := saveWAL(dir, time.Now()); err != nil || at != live {
+		t.Errorf("the old WAL is said to lie in %q, %v; want %s", at, err, live)
+	}
+	tree := &tree{root: dir}
+	if err := tree.sweepBelow(dir, "", map[string]bool{"pg_wal": true}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(segment); err != nil || string(got) != "live" {
+		t.Errorf("the WAL of the server that lives: %q, %v", got, err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "pg_wal")); !os.IsNotExist(err) {
+		t.Errorf("the link is still there: %v", err)
 	}
 }
