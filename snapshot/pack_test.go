@@ -248,6 +248,11 @@ func TestLargestStretchesFirstThenSmallFilesByPathAndNoControl(t *testing.T) {
 func TestIDsSortByTime(t *testing.T) {
 	now := time.Date(2026, 11, 22, 18, 5, 1, 0, time.FixedZone("", 7200))
 	a, b := NewID(now), NewID(now.Add(time.Second))
+	for ms := range 999 { // those of one second too: the newest must be found to build on
+		if a, b := NewID(now.Add(time.Duration(ms)*time.Millisecond)), NewID(now.Add(time.Duration(ms+1)*time.Millisecond)); a >= b {
+			t.Fatalf("%d ms: %s is not before %s", ms, a, b)
+		}
+	}
 	if a >= b || len(a) != len("20261122T160501Z-abcdef") || a[:17] != "20261122T160501Z-" || catalog.CheckID(a) != nil {
 		t.Errorf("ids %s and %s", a, b)
 	}

@@ -3,12 +3,10 @@ package snapshot
 import (
 	"context"
 	"crypto/rand"
-	"encoding/base32"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -163,14 +161,24 @@ func (c *TakeConfig) fill() {
 	}
 }
 
-// NewID makes the id of a snapshot: it sorts by time, to the second, and 30
-// random bits tell apart what was begun in the same one.
+// NewID makes the id of a snapshot: it sorts by time, to the millisecond, and 20
+// random bits tell apart what was begun in the same one. Two digits of base 32
+// after the dash are the milliseconds.
 func NewID(now time.Time) string {
+	now = now.UTC()
+	ms := now.Nanosecond() / int(time.Millisecond)
+	id := []byte(now.Format("20060102T150405Z") + "-")
+	id = append(id, idDigits[ms>>5], idDigits[ms&31])
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand, since Go 1.24)
-	tail := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:6]
-	return now.UTC().Format("20060102T150405Z") + "-" + tail
+	for _, r := range b {
+		id = append(id, idDigits[r&31])
+	}
+	return string(id)
 }
+
+// idDigits ascend as their characters do.
+const idDigits = "0123456789abcdefghijklmnopqrstuv"
 
 // Take makes one physical snapshot and returns it when it is committed: the
 // quorum of zones holds its note. An error or a cancellation leaves objects under

@@ -155,7 +155,7 @@ func (t *take) begin(ctx context.Context) error {
 	}
 	m := t.making
 	m.packs = nil
-	if err := errors.Join(forget(filepath.Join(m.dir, closingName)), m.log.Rewrite(nil), m.spool.f.Truncate(0)); err != nil {
+	if err := errors.Join(forget(filepath.Join(m.dir, closingName)), m.log.Rewrite(nil), m.spool.f.Truncate(0), m.spool.f.Sync()); err != nil {
 		return fmt.Errorf("begin a spool: %w", err)
 	}
 	from, err := t.putIntent(ctx)
