@@ -23,10 +23,12 @@ type packer struct {
 	ctx        context.Context //nolint:containedctx // the group's own, for the puts it runs
 	sending    chan struct{}
 
-	mu     sync.Mutex
+	mu     sync.Mutex // held while a full pack waits for room: who sends must do without
 	making *seal.PackWriter
-	off    int64     // where the next frame begins
-	packs  []ownPack // by number; with their names after wait
+	off    int64 // where the next frame begins
+
+	table sync.Mutex
+	packs []ownPack // by number; with their names after wait
 }
 
 // ownPack is a pack of the snapshot in the making.
@@ -59,19 +61,43 @@ func (p *packer) add(f seal.CompressedFrame) (catalog.LeafFrame, error) {
 		if p.making, err = seal.NewPackWriter(p.recipients, seal.PackTarget); err != nil {
 			return catalog.LeafFrame{}, err
 		}
-		p.off, p.packs = 0, append(p.packs, ownPack{})
+		p.off = 0
+		p.number()
 	}
-	n := len(p.packs) - 1
+	n := p.count(int64(f.Raw()))
 	at := catalog.LeafFrame{Pack: uint32(n), Off: p.off, Len: f.Len(), Raw: f.Raw(), SHA256: f.SHA256()}
 	if _, err := p.making.Add(f); err != nil {
 		return at, fmt.Errorf("pack %d: %w", n, err)
 	}
 	p.off += int64(f.Len())
-	p.packs[n].Raw += int64(f.Raw())
 	if p.making.Full() {
 		return at, p.send()
 	}
 	return at, nil
+}
+
+// number gives the next pack its number.
+func (p *packer) number() {
+	p.table.Lock()
+	defer p.table.Unlock()
+	p.packs = append(p.packs, ownPack{})
+}
+
+// count adds raw bytes to the pack in the making and returns its number.
+func (p *packer) count(raw int64) int {
+	p.table.Lock()
+	defer p.table.Unlock()
+	n := len(p.packs) - 1
+	p.packs[n].Raw += raw
+	return n
+}
+
+// name says how pack n is called, now that it is sent.
+func (p *packer) name(n int, ref catalog.Ref) ownPack {
+	p.table.Lock()
+	defer p.table.Unlock()
+	p.packs[n].Ref = ref
+	return p.packs[n]
 }
 
 // flush sends the pack in the making.
@@ -92,7 +118,7 @@ func (p *packer) send() error {
 	case <-p.ctx.Done():
 		return context.Cause(p.ctx)
 	}
-	n := len(p.packs) - 1
+	n := p.count(0)
 	sealed, err := p.making.Seal()
 	p.making = nil
 	if err != nil {
@@ -105,11 +131,7 @@ func (p *packer) send() error {
 		if err != nil {
 			return fmt.Errorf("send pack %d: %w", n, err)
 		}
-		p.mu.Lock()
-		p.packs[n].Ref = ref
-		own := p.packs[n]
-		p.mu.Unlock()
-		return p.kept(n, own)
+		return p.kept(n, p.name(n, ref))
 	})
 	return nil
 }
