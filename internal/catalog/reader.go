@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sort"
 	"strings"
 	"sync"
@@ -141,6 +142,9 @@ func openAll[T any](ctx context.Context, r *Reader, entries []vault.Entry, kind,
 	for i, e := range entries {
 		g.Go(func() error {
 			body, err := open[T](gctx, r, e.Name, kind, cluster)
+			if removed(err) {
+				return nil // since it was listed
+			}
 			if err != nil {
 				faults[i] = err
 				return gctx.Err()
@@ -155,13 +159,19 @@ func openAll[T any](ctx context.Context, r *Reader, entries []vault.Entry, kind,
 	var list []Noted[T]
 	var bad []Fault
 	for i, e := range entries {
-		if found[i] != nil {
+		switch {
+		case found[i] != nil:
 			list = append(list, *found[i])
-		} else {
+		case faults[i] != nil:
 			bad = append(bad, Fault{e.Name, faults[i]})
 		}
 	}
 	return list, bad, nil
+}
+
+// removed says that enough zones know an object to be absent (R4).
+func removed(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) && !errors.Is(err, vault.ErrDoubt) && !errors.Is(err, vault.ErrNoGoodCopy)
 }
 
 func suffix(s string) func(string) bool {
