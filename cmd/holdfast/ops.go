@@ -42,6 +42,14 @@ type clusterQuery struct {
 	Cluster string `query:"cluster"`
 }
 
+// optionalCluster reads the arguments of a command that takes a cluster or none.
+func optionalCluster(args []string) clusterQuery {
+	if len(args) == 0 {
+		return clusterQuery{}
+	}
+	return clusterQuery{Cluster: args[0]}
+}
+
 type jobIn struct {
 	ID int64 `path:"id"`
 }

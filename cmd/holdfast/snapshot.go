@@ -162,10 +162,7 @@ func (e *env) snapshotCommand() *cobra.Command {
 	cmd.AddCommand(
 		e.takeSnapshotCommand(),
 		&cobra.Command{Use: "list [CLUSTER]", Short: "List the snapshots", Args: cobra.MaximumNArgs(1), RunE: func(c *cobra.Command, args []string) error {
-			in := clusterQuery{}
-			if len(args) > 0 {
-				in.Cluster = args[0]
-			}
+			in := optionalCluster(args)
 			doc, err := call(c.Context(), e, opSnapshotList, in, (*world).snapshotList)
 			if err != nil {
 				return err

@@ -255,10 +255,7 @@ func (measure) text(s *float64) string {
 
 func (e *env) statusCommand() *cobra.Command {
 	return &cobra.Command{Use: "status [CLUSTER]", Short: "One screen: window, RPO, RTO, zones, last proof, incidents", Args: cobra.MaximumNArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		in := clusterQuery{}
-		if len(args) > 0 {
-			in.Cluster = args[0]
-		}
+		in := optionalCluster(args)
 		doc, err := call(c.Context(), e, opStatus, in, (*world).statusOf)
 		if err != nil {
 			return err

@@ -258,10 +258,7 @@ func lossText(seconds *float64) string {
 
 func (e *env) walStatusCommand() *cobra.Command {
 	return &cobra.Command{Use: "status [CLUSTER]", Short: "The window, the lag and the gaps, by zone", Args: cobra.MaximumNArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		in := clusterQuery{}
-		if len(args) > 0 {
-			in.Cluster = args[0]
-		}
+		in := optionalCluster(args)
 		doc, err := call(c.Context(), e, opWALStatus, in, (*world).walStatusOf)
 		if err != nil {
 			return err
