@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/control"
@@ -31,8 +30,7 @@ type tree struct {
 	// like tells blocks that are there already; nil where there are none.
 	like *likeness
 
-	done    atomic.Int64 // bytes written
-	settler *settler
+	done atomic.Int64 // bytes written
 
 	mu   sync.Mutex
 	held map[int][]byte  // contents of the files that are kept in memory
@@ -166,17 +164,11 @@ func syncTree(root string) error {
 	return errors.Join(err, g.Wait())
 }
 
-// syncPath makes a file or a directory durable, and leaves the page cache to
-// those who were there before.
 func syncPath(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
-	return nil
+	return f.Sync()
 }

@@ -56,29 +56,21 @@ func (p *PackReader) Frame(f Frame) ([]byte, error) {
 	return decode(f, compressed, nil)
 }
 
-// FrameDecoder reads frames of a pack one after the other into the same memory. It
-// is for one goroutine.
-type FrameDecoder struct {
-	p               *PackReader
-	compressed, raw []byte
-}
+// FrameDecoder reads frames one after the other by the same memory. Its zero value
+// is ready; it is for one goroutine.
+type FrameDecoder struct{ compressed []byte }
 
-// Decoder returns one for the pack.
-func (p *PackReader) Decoder() *FrameDecoder { return &FrameDecoder{p: p} }
-
-// Frame is [PackReader.Frame] with bytes that are valid until the next call.
-func (d *FrameDecoder) Frame(f Frame) (raw []byte, err error) {
-	if err := f.check(d.p.size); err != nil {
+// Frame is [PackReader.Frame] of p with the raw bytes in dst's memory, when that
+// has room for them.
+func (d *FrameDecoder) Frame(p *PackReader, f Frame, dst []byte) ([]byte, error) {
+	if err := f.check(p.size); err != nil {
 		return nil, err
 	}
 	d.compressed = grow(d.compressed, int(f.Len))
-	if _, err := io.ReadFull(io.NewSectionReader(d.p.plain, f.Off, f.Len), d.compressed); err != nil {
+	if _, err := io.ReadFull(io.NewSectionReader(p.plain, f.Off, f.Len), d.compressed); err != nil {
 		return nil, opening("frame", err)
 	}
-	if raw, err = decode(f, d.compressed, d.raw); err == nil {
-		d.raw = raw
-	}
-	return raw, err
+	return decode(f, d.compressed, dst)
 }
 
 // Index returns the pack's own list of its frames. It is what the sealer said,
