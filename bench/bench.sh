@@ -7,13 +7,13 @@
 #   BENCH_RUNS=3            medians of so many
 #   BENCH_REPOS=file,s3     a directory, an S3 server over TLS
 #   BENCH_TOOLS=…           adapters, see bench/README.md (walg.sh or others by path)
-#   BENCH_STEPS=full,incr,restore,delta
+#   BENCH_STEPS=full,incr,incr1,incr5,restore,delta
 #   BENCH_SETTLE=20         seconds to wait at most for a quiet machine before each command
 #   BENCH_NOTE=…            a sentence for the report, as what else ran meanwhile
 #   BENCH_OUT=…             the report, instead of docs/results/<date>-bench.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mb=${BENCH_MB:-1000} runs=${BENCH_RUNS:-3} repos=${BENCH_REPOS:-file,s3} steps=${BENCH_STEPS:-full,incr,restore,delta}
+mb=${BENCH_MB:-1000} runs=${BENCH_RUNS:-3} repos=${BENCH_REPOS:-file,s3} steps=${BENCH_STEPS:-full,incr,incr1,incr5,restore,delta}
 tools=${BENCH_TOOLS:-holdfast,holdfast3,pgbackrest,pgbackrest1,basebackup,restic}
 out=${BENCH_OUT:-docs/results/$(date -u +%Y-%m-%d)-bench.md}
 holdfast=${1:?the Holdfast binary to measure; make bench builds it}
@@ -29,7 +29,7 @@ busy() { awk '{ print $1 }' /proc/loadavg; }
 before=$(busy)
 SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$repos" --steps "$steps" --runs "$runs" \
   --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --settle "${BENCH_SETTLE:-20}" --work "$work/peers" --keep --out "$work/table"
-find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z | xargs -0 cat | head -c 400M >"$work/pages"
+find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z | xargs -0 cat 2>/dev/null | { head -c 400M; cat >/dev/null; } >"$work/pages"
 
 {
   echo "# Bench, $(date -u +%Y-%m-%dT%H:%MZ)"

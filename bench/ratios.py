@@ -12,8 +12,8 @@ import json, statistics, sys
 OURS = ("holdfast", "holdfast3")
 # step, peer, at least so many times as fast, at most this share of its bytes
 TARGETS = [
-    ("full", "pgbackrest", 1.5, 1.10), ("full", "pgbackrest1", 1.1, 1.03), ("incr", "pgbackrest", 4.0, 0.25),
-    ("restore", "pgbackrest", 2.0, None), ("delta", "pgbackrest", 1.5, None),
+    ("full", "pgbackrest", 1.5, 1.10), ("full", "pgbackrest1", 1.1, 1.03), ("incr1", "pgbackrest", 4.0, 0.25),
+    ("incr5", "pgbackrest", 4.0, 0.25), ("restore", "pgbackrest", 2.0, None), ("delta", "pgbackrest", 1.5, None),
 ]
 MEMORY = 256 * 1.048576  # MB
 
