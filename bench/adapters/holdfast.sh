@@ -49,8 +49,9 @@ setup() {
   echo "$(hf) init; rc=\$?; [ -f $BENCH_REPO_PATH/z1/holdfast.json ] || exit \$rc; setsid $(hf) daemon > $BENCH_DIR/daemon.log 2>&1 < /dev/null & echo \$! > $BENCH_DIR/pid; for i in \$(seq 300); do [ -S $BENCH_DIR/sock ] && exit 0; sleep 0.1; done; tail $BENCH_DIR/daemon.log; exit 1"
 }
 slot() { basename "$BENCH_DIR" | tr - _; }
-# The slot follows what the zones hold.
-caught_up() { echo "for i in \$(seq 600); do [ \"\$(psql -XAtqc \"select restart_lsn >= pg_current_wal_flush_lsn() from pg_replication_slots where slot_name = '$(slot)'\")\" = t ] && exit 0; sleep 0.1; done; echo 'the WAL of the load is not archived after a minute'; exit 1"; }
+# The slot follows what the zones hold. A switch first: a segment that is full is stored once more as a whole, in place
+# of its slices, and what the load wrote is not the next snapshot's.
+caught_up() { echo "psql -XAtqc 'select pg_switch_wal()' >/dev/null; for i in \$(seq 600); do [ \"\$(psql -XAtqc \"select restart_lsn >= pg_current_wal_flush_lsn() from pg_replication_slots where slot_name = '$(slot)'\")\" = t ] && exit 0; sleep 0.1; done; echo 'the WAL of the load is not archived after a minute'; exit 1"; }
 daemon() { cat "$BENCH_DIR/pid"; }
 backup_full() { echo "$(hf) --quiet snapshot take bench"; }
 backup_incr() { backup_full; } # every snapshot but the first is incremental
