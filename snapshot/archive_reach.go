@@ -35,9 +35,12 @@ func (a *Archiver) reaching(ctx context.Context, server Server, start lsn.LSN) w
 	if err == nil {
 		var c walrec.Carry
 		cfg := walrec.Config{SegSize: a.c.SegSize, Major: server.Major, Timeline: timeline, Start: start - reachBack}
-		if _, c, err = walrec.BuildIndex(cfg, walrec.Carry{}, data); err == nil {
+		if _, c, err = walrec.BuildIndex(cfg, walrec.Carry{}, data); err == nil && c.Start() < start {
 			return c
 		}
+	}
+	if err == nil { // no record reaches over, or one whose headers lie before all that was read
+		return walrec.Carry{}
 	}
 	a.w.c.Log.Info("the WAL before where archiving begins cannot be read again; if a record reaches over, its changes are not known", zap.Stringer("at", start), zap.Error(err))
 	return walrec.Carry{}
