@@ -69,11 +69,17 @@ func (r *repo) wholeWay(d *daemon, pg *pgtest.Cluster, to lsn.LSN) {
 	sameAsServer(r.t, r, d.v, pg, filepath.Join(pg.DataDir, "pg_wal"), s.Timeline, to)
 }
 
-// C-50: the standby that is streamed from is promoted, deep within a segment: one
-// epoch, no hole, and the slot never goes back.
+// C-50, C-72: the standby that is streamed from is promoted, deep within a segment:
+// one epoch, no hole, and the slot never goes back. On every supported PostgreSQL.
 func TestAStandbyPromotedUnderTheStreamIsFollowed(t *testing.T) {
+	for _, major := range pgtest.Installed() {
+		t.Run(fmt.Sprintf("PostgreSQL %d", major), func(t *testing.T) { promotedUnderTheStream(t, major) })
+	}
+}
+
+func promotedUnderTheStream(t *testing.T, major int) {
 	r := newMoodyRepo(t)
-	pg := walServer(t)
+	pg := walServer(t, pgtest.WithMajor(major))
 	standby := pg.Standby(t, quick...)
 	d := r.archive(standby, "s")
 	writeWAL(pg, 2)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -33,6 +34,7 @@ func TestT09ThreeRestoresToOnePastPointAreThreeBranches(t *testing.T) {
 	branch := func(i int) uint32 { return uint32(i + 2) }
 	for i := range 3 {
 		name := fmt.Sprintf("try-%d", i)
+		back := r.away(zoneLetters[i])
 		doc := r.restore(name, "--time", past.Format(time.RFC3339Nano))
 		if doc.Timeline != branch(i) {
 			t.Errorf("restored for the time number %d the copy is on timeline %d, want %d", i+1, doc.Timeline, branch(i))
@@ -44,6 +46,7 @@ func TestT09ThreeRestoresToOnePastPointAreThreeBranches(t *testing.T) {
 		}
 		r.goesOn(fmt.Sprintf("host-%d", i), fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", o.Socket, o.Port), conn, branch(i))
 		r.discard(r.path(name))
+		back()
 	}
 	for i := range 3 {
 		name := fmt.Sprintf("again-%d", i)
@@ -63,6 +66,21 @@ func TestT09ThreeRestoresToOnePastPointAreThreeBranches(t *testing.T) {
 		}
 		conn.Close(t.Context())
 		r.discard(r.path(name))
+	}
+}
+
+// away takes a zone's directory away, as an unmounted disk's is, until it is
+// brought back.
+func (r *rig) away(zone string) (back func()) {
+	r.t.Helper()
+	dir := r.path("zones/" + zone)
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() {
+		if err := os.Rename(dir+".away", dir); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 }
 

@@ -114,7 +114,7 @@ func (w *soakWorld) ofS3(s *zonetest.S3Server, p *zonetest.Proxy) []ailment {
 		{"hangs", true, func() func() { s.Pause(); return s.Resume }},
 		{"is a black hole", true, way(zonetest.Fault{BlackHole: true})},
 		{"resets connections", true, way(zonetest.Fault{Reset: true})},
-		{"answers errors: its bucket is gone", true, w.away(s.Path(""), false)},
+		{"answers errors: its bucket is gone", true, w.missing(s.Path(""), false)},
 		{"cuts answers off", false, func() func() {
 			return way(zonetest.Fault{Cut: true, CutAfter: w.random.Int64N(200 << 10)})()
 		}},
@@ -126,13 +126,13 @@ func (w *soakWorld) ofS3(s *zonetest.S3Server, p *zonetest.Proxy) []ailment {
 // ofDirectory is what befalls a mounted disk.
 func (w *soakWorld) ofDirectory(dir string) []ailment {
 	return []ailment{
-		{"is gone", true, w.away(dir, false)},
-		{"is not mounted: its directory is empty", true, w.away(dir, true)},
+		{"is gone", true, w.missing(dir, false)},
+		{"is not mounted: its directory is empty", true, w.missing(dir, true)},
 	}
 }
 
-// away moves a directory aside, and leaves an empty one in its place or nothing.
-func (w *soakWorld) away(dir string, empty bool) func() func() {
+// missing moves a directory aside, and leaves an empty one in its place or nothing.
+func (w *soakWorld) missing(dir string, empty bool) func() func() {
 	dir = filepath.Clean(dir)
 	must := func(err error) {
 		if err != nil {
