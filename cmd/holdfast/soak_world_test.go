@@ -53,15 +53,7 @@ func newSoakWorld(t *testing.T, random *rand.Rand, sync bool) *soakWorld {
 	both := fmt.Sprintf("host=%s,%s port=%d,%d user=postgres dbname=postgres sslmode=disable target_session_attrs=primary",
 		pg.SocketDir, w.standby.SocketDir, pg.Port, w.standby.Port)
 	w.configure()
-	conf, err := os.ReadFile(w.host("db", both))
-	if err != nil {
-		t.Fatal(err)
-	}
-	lag := soakLag
-	if sync { // each commit waits for it
-		lag /= 5
-	}
-	w.write("db/holdfast.yaml", strings.Replace(string(conf), "max_lag: 500ms", "max_lag: "+lag.String(), 1))
+	w.lag(w.host("db", both))
 	w.run = w.launch()
 	t.Cleanup(func() {
 		_ = w.run.cmd.Process.Kill()
@@ -75,17 +67,37 @@ func newSoakWorld(t *testing.T, random *rand.Rand, sync bool) *soakWorld {
 	w.hold("db", 0, "snapshot", "take", "cms")
 	pg.Exec("CREATE TABLE soak (writer int, seq bigint, PRIMARY KEY (writer, seq))")
 	if sync {
-		for _, c := range []*pgtest.Cluster{pg, w.standby} {
-			c.Configure("synchronous_standby_names = 'holdfast'")
-			c.Exec("SELECT pg_reload_conf()")
-		}
-		await(t, "the daemon to be the synchronous standby", func() bool {
-			return pgtest.Value[int64](pg, "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'holdfast' AND sync_state = 'sync'") == 1
-		})
+		w.wait()
 	}
 	w.writers = startWriters(t, pg, both, 6)
 	w.progress("as the soak begins")
 	return w
+}
+
+// lag shortens max_lag where each commit waits for it.
+func (w *soakWorld) lag(path string) {
+	w.t.Helper()
+	conf, err := os.ReadFile(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	lag := soakLag
+	if w.sync {
+		lag /= 5
+	}
+	w.write("db/holdfast.yaml", strings.Replace(string(conf), "max_lag: 500ms", "max_lag: "+lag.String(), 1))
+}
+
+// wait makes commits wait for the daemon, on whichever server is the primary.
+func (w *soakWorld) wait() {
+	w.t.Helper()
+	for _, c := range []*pgtest.Cluster{w.pg, w.standby} {
+		c.Configure("synchronous_standby_names = 'holdfast'")
+		c.Exec("SELECT pg_reload_conf()")
+	}
+	await(w.t, "the daemon to be the synchronous standby", func() bool {
+		return pgtest.Value[int64](w.pg, "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'holdfast' AND sync_state = 'sync'") == 1
+	})
 }
 
 // makeZones puts two S3 servers in the place of zones a and b.
