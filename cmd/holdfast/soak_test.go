@@ -82,7 +82,7 @@ func (w *soakWorld) troubles() []trouble {
 		{"the standby is killed", func() { w.standby.Kill(); w.standby.Start() }},
 		{"a switchover", w.switchOver},
 		{"two zones are ill at once", w.twoZones},
-		{"a segment is switched, a checkpoint made", func() { w.pg.SwitchWAL(); w.pg.Exec("CHECKPOINT") }},
+		{"the daemon is killed, and the server recycles WAL", func() { w.killDaemonDuring(w.recycle) }},
 		{"a snapshot is ordered", func() { _, _ = callDaemon(w.rig, opSnapshotTake, takeIn{Cluster: "cms"}) }},
 	}
 }
@@ -99,6 +99,16 @@ func (w *soakWorld) killDaemonDuring(f func()) {
 	w.kill()
 	f()
 	w.run = w.launch()
+}
+
+// recycle has the server remove the WAL that its standby has and no slot holds. It
+// commits nothing: nobody is there to wait for.
+func (w *soakWorld) recycle() {
+	for range 4 {
+		w.pg.SwitchWAL()
+	}
+	w.standby.AwaitReplay(w.pg.LSN())
+	w.pg.Exec("CHECKPOINT")
 }
 
 func (w *soakWorld) kill() {

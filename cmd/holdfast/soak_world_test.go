@@ -45,7 +45,7 @@ type ailment struct {
 }
 
 func newSoakWorld(t *testing.T, random *rand.Rand, sync bool) *soakWorld {
-	pg := pgtest.Start(t, pgtest.WithSetting("wal_keep_size", "256MB"))
+	pg := pgtest.Start(t, pgtest.WithSetting("wal_keep_size", "32MB"))
 	pg.Run("pgbench", "-i", "-q", "-s", "1", "-h", pg.SocketDir, "-p", strconv.Itoa(pg.Port), "-U", "postgres", "postgres")
 	w := &soakWorld{rig: newRig(t, pg, false), random: random, sync: sync}
 	w.makeZones()
