@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The long run: every test SOAKCOUNT times under the race detector, then snapshots
-# and restores on each of SOAKMAJORS ("" for none), then every fuzz target for
-# SOAKFUZZ. Writes docs/results/<date>-soak.md with what was run
+# and restores on each of SOAKMAJORS ("" for none), kills of server, daemon and
+# zones for SOAKKILLS, then every fuzz target for SOAKFUZZ. Writes docs/results/<date>-soak.md with what was run
 # and how it ended, whatever the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 count=${SOAKCOUNT:-3}
 fuzz=${SOAKFUZZ:-2m}
+kills=${SOAKKILLS:-10m}
 majors=${SOAKMAJORS-14 16 17 18}
 mkdir -p docs/results
 out=docs/results/$(date -u +%Y-%m-%d)-soak.md
@@ -19,7 +20,7 @@ step() { # name, command…: runs it, and adds a line to the report
   "$@" >"$log/$name.log" 2>&1 || outcome=FAILED
   echo "| $name | \`$*\` | $((SECONDS - began)) s | $outcome |" >>"$out"
   echo "$name: $outcome"
-  [ $outcome = passed ] || { worst=1; { echo; grep -hE '^(--- FAIL|FAIL|panic:|FAILED|WARNING: DATA RACE)' "$log/$name.log" | head -50 | sed 's/^/    /'; echo; } >>"$log/faults"; }
+  [ $outcome = passed ] || { worst=1; { echo; grep -hE '^(--- FAIL|FAIL|panic:|FAILED|WARNING: DATA RACE)|HOLDFAST_SEED=' "$log/$name.log" | head -50 | sed 's/^/    /'; echo; } >>"$log/faults"; }
 }
 
 worst=0
@@ -38,11 +39,12 @@ step tests go test -race -p 2 -count="$count" -timeout 120m ./...
 for major in $majors; do
   step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -race -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention
 done
+step kills env HOLDFAST_SOAK="$kills" go test -run TestSoak -v -count=1 -timeout 120m ./cmd/holdfast
 step scale env HOLDFAST_SCALE=full go test -run TestT12AndT20 -v -count=1 -timeout 180m ./cmd/holdfast
 step fuzz bash bench/fuzz.sh "$fuzz"
 if [ -s "$log/faults" ]; then
   { echo; echo "What failed:"; cat "$log/faults"; } >>"$out"
 fi
-{ echo; echo "Not part of it: hours under load. Sparse files stand for relations of 64 GB, 300,000 of one page for a million."; } >>"$out"
+{ echo; echo "Not part of it: hours under load; the kills took $kills. Sparse files stand for relations of 64 GB, 300,000 of one page for a million."; } >>"$out"
 echo "written: $out; logs: $log"
 exit $worst

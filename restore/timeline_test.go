@@ -88,6 +88,49 @@ func TestARestoreCrossesAPromotion(t *testing.T) {
 	}
 }
 
+// C-61, C-67: two standbys take over one after the other, as with a switchover and
+// one back; from a snapshot of before both, the end comes back, and moments on each
+// of the three timelines.
+func TestARestoreCrossesTwoSwitches(t *testing.T) {
+	pg := pgtest.Start(t, pgtest.WithSetting("track_commit_timestamp", "on"))
+	w := newWorld(t, pg)
+	var acked []pgtest.Commit
+	var moments []time.Time
+	writes := func(pg *pgtest.Cluster) {
+		o := pg.StartOracle(2 * time.Millisecond)
+		o.AwaitMore(20)
+		moments = append(moments, o.AwaitMore(1).Time)
+		o.AwaitMore(20)
+		acked = append(acked, o.Stop()...)
+		w.flush()
+	}
+	w.take(snapshot.SourceFiles)
+	writes(pg)
+	for range 2 {
+		next := w.pg.Standby(t, "wal_keep_size = '1GB'")
+		next.AwaitReplay(w.pg.LSN())
+		w.stop()
+		w.pg.Stop()
+		next.Promote()
+		w.pg = next
+		w.archive()
+		writes(next)
+	}
+	latest := w.plan(restore.Target{Kind: restore.Latest})
+	if latest.Timeline != 3 || !hasFile(latest, "00000002.history") || !hasFile(latest, "00000003.history") {
+		t.Errorf("the plan ends on timeline %d: %+v", latest.Timeline, latest.Files)
+	}
+	room := w.prepare(latest)
+	w.holds(room, acked, pgtest.Everything)
+	if room.Result.Timeline != 4 {
+		t.Errorf("the copy is on timeline %d, want 4", room.Result.Timeline)
+	}
+	for _, at := range moments {
+		room := w.prepare(w.plan(restore.Target{Kind: restore.AtTime, Time: at}))
+		w.holds(room, acked, func(c pgtest.Commit) bool { return !c.Time.After(at) })
+	}
+}
+
 func isFirst(o *pgtest.Oracle, c pgtest.Commit) bool {
 	for _, k := range o.Acked() {
 		if k.ID == c.ID {

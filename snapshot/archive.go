@@ -137,13 +137,17 @@ func (a *Archiver) watchEpoch(ctx context.Context) error {
 	}
 }
 
+// connectMost is the longest pause before connecting again: for so long after a
+// server is back the commits that wait for us as its synchronous standby still stand.
+const connectMost = 3 * time.Second
+
 // stream connects again and again.
 func (a *Archiver) stream(ctx context.Context) error {
 	if err := a.recover(ctx); err != nil {
 		return err
 	}
 	var before lsn.LSN
-	for pause := 200 * time.Millisecond; ; pause = min(2*pause, 30*time.Second) {
+	for pause := 200 * time.Millisecond; ; pause = min(2*pause, connectMost) {
 		err := a.session(ctx)
 		if ctx.Err() != nil || final(err) {
 			return err

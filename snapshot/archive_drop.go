@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/postgres/walrec"
 )
 
 // ErrNothingToDrop means that the server holds no whole segment that is not archived.
@@ -108,6 +109,6 @@ func (a *Archiver) giveUp(ctx context.Context, server Server, slotRestart lsn.LS
 	a.mu.Lock()
 	a.st.gaps++
 	a.mu.Unlock()
-	a.aim(to, a.asm.cfg.Major)
+	a.aim(to, a.asm.cfg.Major, walrec.Carry{})
 	return g, nil
 }

@@ -64,7 +64,11 @@ func (a *Archiver) begin(ctx context.Context, conn *postgres.Conn, server Server
 	if err := a.backfillHistories(ctx, conn, server); err != nil {
 		return err
 	}
-	a.aim(at, server.Major)
+	var reach walrec.Carry
+	if ok {
+		reach = a.reaching(ctx, server, at.LSN.SegmentStart(a.c.SegSize))
+	}
+	a.aim(at, server.Major, reach)
 	a.w.c.Log.Info("WAL archiving begins", zap.Stringer("at", at), zap.Bool("first", !ok))
 	return nil
 }
@@ -148,10 +152,11 @@ func history(ctx context.Context, conn *postgres.Conn, timeline uint32) (postgre
 	return postgres.AncestorHistory(newest, timeline)
 }
 
-// aim makes at the next position to archive.
-func (a *Archiver) aim(at Place, major int) {
+// aim makes at the next position to archive; reach is what is known of a record
+// that reaches into its segment.
+func (a *Archiver) aim(at Place, major int, reach walrec.Carry) {
 	cfg := walrec.Config{SegSize: a.c.SegSize, Major: major, Timeline: at.Timeline}
-	a.asm = newAssembler(cfg, at.LSN, a.unindexed)
+	a.asm = newAssembler(cfg, at.LSN, reach, a.unindexed)
 	a.w.done.start(at.Timeline, at.LSN)
 }
 
@@ -215,7 +220,7 @@ func (a *Archiver) gap(ctx context.Context, server Server, slot postgres.Slot, w
 	a.mu.Lock()
 	a.st.gaps++
 	a.mu.Unlock()
-	a.aim(to, a.asm.cfg.Major)
+	a.aim(to, a.asm.cfg.Major, walrec.Carry{})
 	return nil
 }
 

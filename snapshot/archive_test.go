@@ -180,7 +180,7 @@ var crashPoints = []string{"spooled", "object", "index", "signed", "noted"}
 // P8, A1: whatever was cut off where, the archive continues without a hole, no
 // number of the chain is signed twice, and nothing stays in the spool.
 func TestAKillAtAnyPointLosesNothing(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	pg := walServer(t)
 	keepWAL(pg)
 	v := r.vault()
@@ -287,7 +287,7 @@ func TestAnIdleServerSendsNothing(t *testing.T) {
 
 // P9: two nodes, and a copied server, on one repository.
 func TestASecondArchiverAndACopiedServerAreRefused(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	pg := walServer(t)
 	d := r.archive(pg, "first")
 	waitFor(t, d, currentLSN(t, pg))

@@ -69,11 +69,17 @@ func (r *repo) wholeWay(d *daemon, pg *pgtest.Cluster, to lsn.LSN) {
 	sameAsServer(r.t, r, d.v, pg, filepath.Join(pg.DataDir, "pg_wal"), s.Timeline, to)
 }
 
-// C-50: the standby that is streamed from is promoted, deep within a segment: one
-// epoch, no hole, and the slot never goes back.
+// C-50, C-72: the standby that is streamed from is promoted, deep within a segment:
+// one epoch, no hole, and the slot never goes back. On every supported PostgreSQL.
 func TestAStandbyPromotedUnderTheStreamIsFollowed(t *testing.T) {
-	r := newWALRepo(t)
-	pg := walServer(t)
+	for _, major := range pgtest.Installed() {
+		t.Run(fmt.Sprintf("PostgreSQL %d", major), func(t *testing.T) { promotedUnderTheStream(t, major) })
+	}
+}
+
+func promotedUnderTheStream(t *testing.T, major int) {
+	r := newMoodyRepo(t)
+	pg := walServer(t, pgtest.WithMajor(major))
 	standby := pg.Standby(t, quick...)
 	d := r.archive(standby, "s")
 	writeWAL(pg, 2)
@@ -102,7 +108,7 @@ func under(t testing.TB, pg, upstream *pgtest.Cluster) *pgtest.Cluster {
 // C-50: the stream comes from a cascading standby, whose upstream is promoted and
 // then itself.
 func TestACascadingStandbyIsFollowedOverTwoPromotions(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	pg := walServer(t)
 	middle := pg.Standby(t, quick...)
 	leaf := under(t, pg, middle)
@@ -129,7 +135,7 @@ func TestACascadingStandbyIsFollowedOverTwoPromotions(t *testing.T) {
 // P5, test 7: the primary dies with segments that no zone holds. The standby has
 // them; after its promotion the old timeline is filled from it up to the switch.
 func TestT07UnarchivedSegmentsOfADeadPrimaryComeFromItsSuccessor(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	pg := walServer(t)
 	standby := pg.Standby(t, quick...)
 	d := r.archive(pg, "first")
@@ -166,7 +172,7 @@ func currentLSNOf(standby *pgtest.Cluster) lsn.LSN {
 // lost the history between. It is made again, as it was: with a number missing a
 // recovery would not find the timelines behind it.
 func TestT08TheMissingHistoryBetweenTwoPromotionsIsMadeAgain(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	pg := walServer(t)
 	middle := pg.Standby(t, quick...)
 	leaf := under(t, pg, middle)

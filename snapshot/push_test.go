@@ -19,7 +19,7 @@ type pushRig struct {
 
 func newPushRig(t *testing.T) pushRig {
 	t.Helper()
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	pg := walServer(t, pgtest.WithSetting("archive_mode", "on"), pgtest.WithSetting("archive_command", "false"))
 	v := r.vault()
 	s := serverOf(t, pg)

@@ -34,10 +34,10 @@ type assembler struct {
 }
 
 // newAssembler begins with the segment that holds at, of which all before at was
-// handed on already.
-func newAssembler(cfg walrec.Config, at lsn.LSN, fault func(error)) *assembler {
+// handed on already; reach is what is known of a record that reaches into it.
+func newAssembler(cfg walrec.Config, at lsn.LSN, reach walrec.Carry, fault func(error)) *assembler {
 	a := &assembler{cfg: cfg, cut: at, fault: fault}
-	a.begin(at.SegmentStart(cfg.SegSize), walrec.Carry{})
+	a.begin(at.SegmentStart(cfg.SegSize), reach)
 	a.known = true
 	return a
 }

@@ -11,7 +11,7 @@ import (
 )
 
 func TestAnAssemblerTakesTheSameBytesAgainAndNothingElse(t *testing.T) {
-	a := newAssembler(walrec.Config{SegSize: walSeg, Major: 15, Timeline: 1}, 3*walSeg, func(error) {})
+	a := newAssembler(walrec.Config{SegSize: walSeg, Major: 15, Timeline: 1}, 3*walSeg, walrec.Carry{}, func(error) {})
 	now := time.Unix(1000, 0)
 	data := make([]byte, walSeg+100)
 	for i := range data {

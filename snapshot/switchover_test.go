@@ -45,7 +45,7 @@ func awaitSlot(t *testing.T, pg *pgtest.Cluster, at lsn.LSN) {
 // server while no zone can be reached: the slots that were kept on the standbys hold
 // what the archive lacks, although both servers recycle all that they may.
 func TestASwitchoverAndAFailoverBackLoseNoWAL(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	one := walServer(t)
 	two := one.Standby(t, quick[0], "wal_keep_size = 0")
 	d := r.archive(one, "s", among(one, two))
@@ -94,7 +94,7 @@ func TestASwitchoverAndAFailoverBackLoseNoWAL(t *testing.T) {
 // stays in the archive as a dead branch; archiving goes on where the histories part,
 // and is told durable to the new primary no further than it is.
 func TestAfterALossyFailoverTheArchiveFollowsTheNewBranch(t *testing.T) {
-	r := newWALRepo(t)
+	r := newMoodyRepo(t)
 	one := walServer(t)
 	two := one.Standby(t, quick...)
 	d := r.archive(one, "s", among(one, two))

@@ -27,9 +27,11 @@ import (
 // faulty is a real directory zone that a test can break.
 type faulty struct {
 	zone.Driver
-	mu   sync.Mutex
-	down error         // answer of every call
-	hang chan struct{} // every call waits until it is closed, or its context ends
+	mu    sync.Mutex
+	down  error         // answer of every call
+	hang  chan struct{} // every call waits until it is closed, or its context ends
+	moody bool          // calls fail, hang and are cut off in turn
+	calls int
 }
 
 func (f *faulty) set(down error, hang chan struct{}) {
@@ -38,46 +40,99 @@ func (f *faulty) set(down error, hang chan struct{}) {
 	f.down, f.hang = down, hang
 }
 
-func (f *faulty) gate(ctx context.Context) error {
+// gate lets a call through, or not; cut says that it goes through and that its
+// answer is then cut off.
+func (f *faulty) gate(ctx context.Context) (cut bool, err error) {
 	f.mu.Lock()
 	down, hang := f.down, f.hang
+	if f.moody {
+		f.calls++
+		switch f.calls % 4 {
+		case 1:
+			down = errZoneDown
+		case 2:
+			cut = true
+		case 3:
+			hang = make(chan struct{})
+		}
+	}
 	f.mu.Unlock()
 	if hang != nil {
 		select {
 		case <-hang:
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 	}
-	return down
+	return cut, down
 }
 
+var errCut = fmt.Errorf("the connection was cut off: %w", zone.ErrUnreachable)
+
+// Create whose answer is cut off has made the object.
 func (f *faulty) Create(ctx context.Context, name string, body []byte, opt zone.CreateOptions) error {
-	if err := f.gate(ctx); err != nil {
+	cut, err := f.gate(ctx)
+	if err != nil {
 		return err
 	}
-	return f.Driver.Create(ctx, name, body, opt)
+	if err := f.Driver.Create(ctx, name, body, opt); err != nil || !cut {
+		return err
+	}
+	return errCut
 }
 
 func (f *faulty) Read(ctx context.Context, name, version string, off, n int64) (io.ReadCloser, error) {
-	if err := f.gate(ctx); err != nil {
+	cut, err := f.gate(ctx)
+	if err != nil {
 		return nil, err
 	}
-	return f.Driver.Read(ctx, name, version, off, n)
+	body, err := f.Driver.Read(ctx, name, version, off, n)
+	if err != nil || !cut {
+		return body, err
+	}
+	return cutBody{io.LimitReader(body, 100), body}, nil
+}
+
+// cutBody gives its first bytes and then an error.
+type cutBody struct {
+	io.Reader
+	io.Closer
+}
+
+func (c cutBody) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = errCut
+	}
+	return n, err
 }
 
 func (f *faulty) List(ctx context.Context, prefix string, yield func(zone.Object) error) error {
-	if err := f.gate(ctx); err != nil {
-		return err
-	}
-	return f.Driver.List(ctx, prefix, yield)
+	return f.list(ctx, prefix, yield, f.Driver.List)
 }
 
 func (f *faulty) ListVersions(ctx context.Context, prefix string, yield func(zone.Object) error) error {
-	if err := f.gate(ctx); err != nil {
+	return f.list(ctx, prefix, yield, f.Driver.ListVersions)
+}
+
+// list that is cut off has shown one object.
+func (f *faulty) list(ctx context.Context, prefix string, yield func(zone.Object) error, by func(context.Context, string, func(zone.Object) error) error) error {
+	cut, err := f.gate(ctx)
+	if err != nil {
 		return err
 	}
-	return f.Driver.ListVersions(ctx, prefix, yield)
+	shown := false
+	err = by(ctx, prefix, func(o zone.Object) error {
+		if cut && shown {
+			return errCut
+		}
+		shown = true
+		return yield(o)
+	})
+	if err == nil && cut {
+		err = errCut
+	}
+	return err
 }
 
 var errZoneDown = fmt.Errorf("the test took the zone down: %w", zone.ErrUnreachable)
@@ -122,6 +177,17 @@ func newWALRepo(t testing.TB) *repo {
 	okay(t, err)
 	r.trust, err = seal.NewTrust([]seal.TrustedSigner{{VKey: vkey, Clusters: []string{"cms"}, May: []string{"wal", "snapshot"}}})
 	okay(t, err)
+	return r
+}
+
+// newMoodyRepo is a repository whose third zone fails, hangs and is cut off in
+// turn, call by call: the other two are the quorum.
+func newMoodyRepo(t testing.TB) *repo {
+	t.Helper()
+	r := newWALRepo(t)
+	r.zones[2].mu.Lock()
+	defer r.zones[2].mu.Unlock()
+	r.zones[2].moody = true
 	return r
 }
 

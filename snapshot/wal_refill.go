@@ -59,7 +59,7 @@ func (w *WALWriter) refillFrom(ctx context.Context, dsn string, host postgres.Ho
 	if err != nil {
 		return err
 	}
-	asm := newAssembler(walrec.Config{SegSize: segSize, Major: conn.Major(), Timeline: h.Timeline}, h.From.SegmentStart(segSize), func(err error) {
+	asm := newAssembler(walrec.Config{SegSize: segSize, Major: conn.Major(), Timeline: h.Timeline}, h.From.SegmentStart(segSize), walrec.Carry{}, func(err error) {
 		w.c.Log.Error("refilled WAL cannot be read; it is archived without an index", zap.Error(err))
 	})
 	for asm.start < h.To {

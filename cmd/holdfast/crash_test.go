@@ -96,8 +96,19 @@ func (w *crashWorld) stopsInTheMidst() {
 	w.stopped()
 }
 
-// seededPoints kills at events that a seed chooses; HOLDFAST_SEED repeats them.
+// seededPoints kills at events that a seed chooses.
 func seededPoints(t *testing.T) (out []crashAtPoint) {
+	random := rand.New(rand.NewPCG(seedOf(t), 0))
+	for range seeded {
+		n := 1 + random.IntN(250)
+		out = append(out, crashAtPoint{fmt.Sprintf("event %d", n), fmt.Sprintf("%d ^(before|after) ", n)})
+	}
+	return out
+}
+
+// seedOf is a seed of the moment, said aloud; HOLDFAST_SEED repeats one.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("HOLDFAST_SEED"); text != "" {
 		var err error
@@ -106,10 +117,5 @@ func seededPoints(t *testing.T) (out []crashAtPoint) {
 		}
 	}
 	t.Logf("HOLDFAST_SEED=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	for range seeded {
-		n := 1 + random.IntN(250)
-		out = append(out, crashAtPoint{fmt.Sprintf("event %d", n), fmt.Sprintf("%d ^(before|after) ", n)})
-	}
-	return out
+	return seed
 }

@@ -88,22 +88,29 @@ type crashRun struct {
 // start starts the daemon, to die at a point, or to live.
 func (w *crashWorld) start(point string) {
 	w.t.Helper()
-	f, err := os.OpenFile(w.path("db/daemon.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	w.run = w.launch("HOLDFAST_CRASH_AT=" + point)
+}
+
+// launch starts the daemon of node db, with more of an environment. What it says
+// goes to the end of its log.
+func (r *rig) launch(env ...string) *crashRun {
+	r.t.Helper()
+	f, err := os.OpenFile(r.path("db/daemon.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		w.t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	r := &crashRun{cmd: w.command(context.Background(), "db", "daemon"), done: make(chan struct{})}
-	r.cmd.Stdout, r.cmd.Stderr = f, f
-	r.cmd.Env = append(r.cmd.Env, "HOLDFAST_CRASH_AT="+point)
-	if err := r.cmd.Start(); err != nil {
-		w.t.Fatal(err)
+	c := &crashRun{cmd: r.command(context.Background(), "db", "daemon"), done: make(chan struct{})}
+	c.cmd.Stdout, c.cmd.Stderr = f, f
+	c.cmd.Env = append(c.cmd.Env, env...)
+	if err := c.cmd.Start(); err != nil {
+		r.t.Fatal(err)
 	}
 	go func() {
-		defer close(r.done)
-		r.err = r.cmd.Wait()
+		defer close(c.done)
+		c.err = c.cmd.Wait()
 		f.Close()
 	}()
-	w.run = r
+	return c
 }
 
 // ended says whether this life is over.
@@ -147,10 +154,10 @@ func (w *crashWorld) killed(point string, provoke ...func() error) string {
 }
 
 // callDaemon calls the daemon; an error is one that does not answer, or refuses.
-func callDaemon[In, Out any](w *crashWorld, op server.Op[In, Out], in In) (out Out, err error) {
-	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
+func callDaemon[In, Out any](r *rig, op server.Op[In, Out], in In) (out Out, err error) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
 	defer cancel()
-	client, err := server.Dial(ctx, w.path("db/hf.sock"))
+	client, err := server.Dial(ctx, r.path("db/hf.sock"))
 	if err != nil {
 		return out, err
 	}
@@ -159,7 +166,7 @@ func callDaemon[In, Out any](w *crashWorld, op server.Op[In, Out], in In) (out O
 
 // accept has the daemon take on a job, which must then end, whoever dies.
 func accept[In any](w *crashWorld, op server.Op[In, jobRef], in In) error {
-	ref, err := callDaemon(w, op, in)
+	ref, err := callDaemon(w.rig, op, in)
 	if err == nil {
 		w.orders = append(w.orders, ref.Job)
 	}
@@ -174,7 +181,7 @@ func (w *crashWorld) retention() error {
 
 // jobs are the daemon's, the newest first.
 func (w *crashWorld) jobs() ([]scheduler.Job, error) {
-	doc, err := callDaemon(w, opJobs, none{})
+	doc, err := callDaemon(w.rig, opJobs, none{})
 	return doc.Jobs, err
 }
 
@@ -204,7 +211,7 @@ func (w *crashWorld) recovered(after string) {
 		if w.run.ended() {
 			w.t.Fatalf("after the crash at %s the daemon ended: %v", after, w.run.err)
 		}
-		doc, err := callDaemon(w, opWALStatus, clusterQuery{"cms"})
+		doc, err := callDaemon(w.rig, opWALStatus, clusterQuery{"cms"})
 		if err != nil || len(doc.Clusters) != 1 || doc.Clusters[0].Archiving == nil {
 			return false
 		}

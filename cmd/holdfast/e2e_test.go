@@ -112,12 +112,16 @@ func newRig(t *testing.T, pg *pgtest.Cluster, s3 bool) *rig {
 func (r *rig) s3Zones() {
 	r.s3 = zonetest.StartS3(r.t, len(zoneLetters))
 	for i, s := range r.s3 {
-		z := zoneLetters[i]
-		r.write("zones/"+z+".pem", string(s.CA))
-		r.write("zones/"+z+".keys", "access_key_id = "+s.AccessKey+"\nsecret_access_key = "+s.SecretKey+"\n")
-		r.zones += fmt.Sprintf("    - {name: %s, s3: {endpoint: %q, path_style: true, ca: {file: %s}, bucket: %s, prefix: hf, region: %s, credentials: {file: %s}}}\n",
-			z, s.Endpoint, r.path("zones/"+z+".pem"), s.Bucket, s.Region, r.path("zones/"+z+".keys"))
+		r.zones += r.s3Zone(zoneLetters[i], s, s.Endpoint)
 	}
+}
+
+// s3Zone is the configuration of a zone in a server's bucket, reached at an endpoint.
+func (r *rig) s3Zone(z string, s *zonetest.S3Server, endpoint string) string {
+	ca := r.write("zones/"+z+".pem", string(s.CA))
+	keys := r.write("zones/"+z+".keys", "access_key_id = "+s.AccessKey+"\nsecret_access_key = "+s.SecretKey+"\n")
+	return fmt.Sprintf("    - {name: %s, s3: {endpoint: %q, path_style: true, ca: {file: %s}, bucket: %s, prefix: hf, region: %s, credentials: {file: %s}}}\n",
+		z, endpoint, ca, s.Bucket, s.Region, keys)
 }
 
 func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }

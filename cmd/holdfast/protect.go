@@ -109,6 +109,9 @@ func (p *protected) Run(ctx context.Context) error {
 	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
 		began := time.Now()
 		err := p.archive(ctx, key)
+		if !final(err) { // commits may be waiting for us as the synchronous standby
+			pause = min(pause, 5*time.Second)
+		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it was told to stop
 		}
