@@ -52,7 +52,7 @@ func victim(spec string) {
 	}
 	w.index = w.data
 	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Binaries: v.Binaries, Delta: v.Delta, Digests: w.digests, Progress: func(p restore.Progress) {
-		if p.Phase == v.Phase && (p.Phase != "fetch" || p.Done > 0) {
+		if p.Phase == v.Phase && (p.Phase != "fetch" || 4*p.Done > 3*p.Total) {
 			self, _ := os.FindProcess(os.Getpid())
 			_ = self.Kill()
 			select {}

@@ -85,13 +85,15 @@ func (w *writers) run(wrote func(bytes int64)) (err error) {
 	out := &output{writers: w, file: -1}
 	defer func() { err = errors.Join(err, out.close()) }()
 	for p := range w.work {
+		sum := int64(0)
 		for _, x := range p.list {
 			if err := out.write(x, p.raw[x.from:x.from+x.n]); err != nil {
 				return fmt.Errorf("writing %s: %w", w.t.path(int(x.file)), err)
 			}
-			wrote(int64(x.n))
+			sum += int64(x.n)
 		}
 		w.free <- p.raw[:cap(p.raw)]
+		wrote(sum)
 	}
 	return nil
 }
