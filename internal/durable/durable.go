@@ -96,7 +96,7 @@ func writeTemp(dir string, data []byte, perm fs.FileMode) (name string, err erro
 			os.Remove(f.Name())
 		}
 	}()
-	if _, err := f.Write(data); err != nil {
+	if err := write(f, data); err != nil {
 		return "", err
 	}
 	if err := f.Chmod(perm); err != nil {
@@ -106,6 +106,46 @@ func writeTemp(dir string, data []byte, perm fs.FileMode) (name string, err erro
 		return "", err
 	}
 	return f.Name(), nil
+}
+
+// bulk is how much data is worth writing past the page cache, and block what that is
+// done in multiples of.
+const bulk, block = 1 << 20, 4 << 10
+
+// write writes data to f, a new file: what is bulk past the page cache, which keeps
+// what others have there and costs no copy. A file system that cannot is written to as
+// any other; its refusal changes nothing.
+func write(f *os.File, data []byte) error {
+	if len(data) >= bulk {
+		n, err := direct(f, data[:len(data)/block*block])
+		if err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	_, err := f.Write(data)
+	return err
+}
+
+// direct writes data by O_DIRECT and says how much of it: all, or nothing where the
+// file system, or the place of data in memory, does not allow it.
+func direct(f *os.File, data []byte) (n int, err error) {
+	fd := f.Fd()
+	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	if err != nil {
+		return 0, fmt.Errorf("flags of %s: %w", f.Name(), err)
+	}
+	if _, err := unix.FcntlInt(fd, unix.F_SETFL, flags|unix.O_DIRECT); err != nil {
+		return 0, nil //nolint:nilerr // not to be had here
+	}
+	n, err = f.Write(data)
+	if n == 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
+		err = nil
+	}
+	if _, ferr := unix.FcntlInt(fd, unix.F_SETFL, flags); ferr != nil {
+		err = errors.Join(err, fmt.Errorf("flags of %s: %w", f.Name(), ferr))
+	}
+	return n, err
 }
 
 // MkdirAll makes path and the parents it lacks, and fsyncs each directory that

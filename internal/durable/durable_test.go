@@ -335,3 +335,37 @@ func fileSize(t *testing.T, path string) int64 {
 	}
 	return info.Size()
 }
+
+// What is bulk goes another way to the disk than the rest: every byte must come
+// through on both, on file systems that know O_DIRECT and on one that may not.
+func TestFilesOfEverySizeAreWhole(t *testing.T) {
+	data := make([]byte, 3<<20+123)
+	for i := range data {
+		data[i] = byte(i * 2654435761 >> 16)
+	}
+	for _, dir := range []string{t.TempDir(), memoryDir(t)} {
+		for _, n := range []int{0, 1, 4096, 1<<20 - 1, 1 << 20, 1<<20 + 1, 2<<20 + 4096, 3<<20 + 123} {
+			for _, from := range []int{0, 7} { // and from memory that O_DIRECT does not take
+				want := data[min(from, len(data)-n):][:n]
+				path := filepath.Join(dir, "file")
+				if err := durable.WriteFile(path, want, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("%d bytes from %d on in %s: %d bytes came, %v", n, from, dir, len(got), err)
+				}
+			}
+		}
+	}
+}
+
+// memoryDir is on a file system in memory.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "holdfast-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
