@@ -195,7 +195,9 @@ func findBatch(r io.ReaderAt, off, size int64) (int64, error) {
 }
 
 // Append adds records, all or none of which a later OpenLog shows; nil when
-// they are on disk. After an error the log takes no more: open it again.
+// they are on disk. After an error the log takes no more: open it again. A disk without
+// room is the exception: what was written of the records is cut off again, and once
+// there is room a later Append succeeds.
 func (l *Log) Append(records ...[]byte) error {
 	if l.err != nil {
 		return l.err
@@ -205,18 +207,28 @@ func (l *Log) Append(records ...[]byte) error {
 		return err
 	}
 	if err := l.write(batch); err != nil {
-		l.err = fmt.Errorf("append to log %s: %w; open it again to see what it holds", l.path, err)
+		err = fmt.Errorf("append to log %s: %w", l.path, err)
+		if l.err == nil {
+			return err
+		}
+		l.err = fmt.Errorf("%w; open it again to see what it holds", err)
 		return l.err
 	}
 	l.end += int64(len(batch))
 	return nil
 }
 
+// write sets l.err where nobody knows what the disk holds.
 func (l *Log) write(batch []byte) error {
-	if _, err := l.f.WriteAt(batch, l.end); err != nil {
+	_, err := l.f.WriteAt(batch, l.end)
+	if NoRoom(err) && l.f.Truncate(l.end) == nil && l.f.Sync() == nil {
 		return err
 	}
-	return l.f.Sync()
+	if err == nil {
+		err = l.f.Sync()
+	}
+	l.err = err
+	return err
 }
 
 func encodeBatch(records [][]byte) ([]byte, error) {
