@@ -45,6 +45,7 @@ type Limits struct {
 	Memory  Size `yaml:"memory" default:"512MiB" min:"64MiB" doc:"Memory for buffers of snapshots and restores."`
 	Upload  Rate `yaml:"upload" default:"0" doc:"Bytes per second sent to all zones together; 0 is no limit."`
 	Workers int  `yaml:"workers" default:"2" min:"1" doc:"Compressing and sealing workers."`
+	Reserve Size `yaml:"reserve" default:"64MiB" doc:"A file of this size in the state directory, given up when its disk is full and made again when there is room; 0: none."`
 }
 
 // Repository is the vault: its zones, and who seals, signs and is trusted.
