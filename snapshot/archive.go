@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -60,9 +61,11 @@ type Archiver struct {
 	asm *assembler // nil until the first connection told where to begin
 
 	pending []part          // cut, and not yet on their way
-	slots   chan struct{}   // parts on their way
-	freed   chan struct{}   // a part is no longer on its way, or became durable
-	last    <-chan struct{} // closed when the newest part on its way is durable
+	slots   chan struct{}   // parts that are being sealed
+	sending chan struct{}   // parts that are being sent from memory; the others wait in the spool
+	freed   chan struct{}   // a part is in the spool, or became durable
+	last    *turn           // of the newest part on its way
+	behind  atomic.Int64    // parts on their way
 	work    *errgroup.Group
 	workCtx context.Context //nolint:containedctx // of the parts on their way, which outlive a connection
 
@@ -92,7 +95,8 @@ type streamState struct {
 func NewArchiver(c ArchiveConfig, w *WALWriter) *Archiver {
 	c.fill()
 	return &Archiver{
-		c: c, w: w, slots: make(chan struct{}, w.c.Parallel), freed: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
+		c: c, w: w, slots: make(chan struct{}, w.c.Parallel), sending: make(chan struct{}, w.c.Parallel),
+		freed: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
 	}
 }
 
@@ -211,6 +215,8 @@ type Position struct {
 	Err error
 	// Gaps that were recorded since the start.
 	Gaps int
+	// Spool is how full the spool is.
+	Spool SpoolState
 }
 
 // Position may be asked at any time.
@@ -223,10 +229,19 @@ func (a *Archiver) Position() Position {
 	if p.ServerEnd > p.Durable {
 		p.Behind = int64(p.ServerEnd - p.Durable)
 	}
-	if err := a.w.fault.err(); err != nil {
+	a.w.look(&p)
+	return p
+}
+
+// look adds what a writer waits for, and how full its spool is.
+func (w *WALWriter) look(p *Position) {
+	p.Spool = w.spool.quota.state()
+	if p.Spool.Full != nil {
+		p.Err = p.Spool.Full
+	}
+	if err := w.fault.err(); err != nil {
 		p.Err = err
 	}
-	return p
 }
 
 // WaitDurable returns when the quorum holds all WAL before upTo, and has it sent

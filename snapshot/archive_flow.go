@@ -75,7 +75,7 @@ func (a *Archiver) cutDue() {
 	a.mu.Unlock()
 	due := a.asm.due(a.c.MaxLag)
 	wanted := want > a.asm.cut && a.asm.pos() >= want
-	if due.IsZero() || len(a.pending) > 0 || (!wanted && time.Now().Before(due)) {
+	if due.IsZero() || a.crowded() || (!wanted && time.Now().Before(due)) {
 		return
 	}
 	if p, ok := a.asm.slice(); ok {
@@ -83,7 +83,8 @@ func (a *Archiver) cutDue() {
 	}
 }
 
-// dispatch starts to send what is cut, as far as there are places.
+// dispatch starts to seal what is cut, and then to send it, as far as there are places
+// and there is room in the spool.
 func (a *Archiver) dispatch() {
 	for len(a.pending) > 0 {
 		select {
@@ -91,22 +92,42 @@ func (a *Archiver) dispatch() {
 		default:
 			return
 		}
-		p, after, done := a.pending[0], a.last, make(chan struct{})
+		r, err := a.w.spool.quota.admit(a.pending[0].most())
+		if err != nil {
+			<-a.slots // the server keeps its WAL until a part has left
+			return
+		}
+		p := a.pending[0]
 		a.pending = a.pending[1:]
-		a.last = done
-		a.work.Go(func() error {
-			defer func() {
-				<-a.slots
-				a.wakeUp()
-			}()
-			err := a.w.insist(a.workCtx, func() error { return a.w.store(a.workCtx, p, after) })
-			if err != nil {
-				return fmt.Errorf("archiving %s: %w", p.file, err)
-			}
-			close(done)
-			return nil
-		})
+		a.last = a.last.follow(a.slots, a.sending, a.wakeUp)
+		a.send(&p, r, a.last)
 	}
+}
+
+// send makes p durable behind the parts before it.
+func (a *Archiver) send(p *part, r *room, t *turn) {
+	n := p.names(a.w.c.Lineage, a.w.c.Keys)
+	a.behind.Add(1)
+	a.work.Go(func() error {
+		defer func() {
+			a.behind.Add(-1)
+			t.leave()
+			r.release()
+			a.wakeUp()
+		}()
+		err := a.w.insist(a.workCtx, func() error { return a.w.bring(a.workCtx, p, n, r, t) })
+		if err != nil {
+			return fmt.Errorf("archiving %s: %w", p.file, err)
+		}
+		close(t.done)
+		return nil
+	})
+}
+
+// crowded says that so much is on its way that a slice would not be there sooner than
+// the segment: none is cut then.
+func (a *Archiver) crowded() bool {
+	return len(a.pending) > 0 || int(a.behind.Load()) >= a.w.c.Parallel
 }
 
 // drain sends all that is cut and waits until it is durable.
@@ -122,7 +143,7 @@ func (a *Archiver) drain(ctx context.Context) error {
 		return nil
 	}
 	select {
-	case <-a.last:
+	case <-a.last.done:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -139,7 +160,7 @@ func (a *Archiver) wakeUp() {
 // idle is how long nothing needs to be done if nothing happens.
 func (a *Archiver) idle() time.Duration {
 	wait := statusEvery
-	if due := a.asm.due(a.c.MaxLag); !due.IsZero() && len(a.pending) == 0 {
+	if due := a.asm.due(a.c.MaxLag); !due.IsZero() && !a.crowded() {
 		wait = min(wait, time.Until(due))
 	}
 	return max(wait, time.Millisecond)

@@ -169,7 +169,7 @@ func TestSignsOfLifeAreTheNotesAndTheLedger(t *testing.T) {
 	wantErr(t, err, ErrClaimed)
 
 	w := r.writer(v, l, t.TempDir())
-	okay(t, w.store(t.Context(), part{file: "00000002.history", timeline: 2, from: 5, to: 5, data: []byte("1\t0/5\tx\n")}, nil))
+	okay(t, w.store(t.Context(), part{file: "00000002.history", timeline: 2, from: 5, to: 5, data: []byte("1\t0/5\tx\n")}))
 	conf.LedgerSign = nil
 	_, err = Claim(t.Context(), conf, v.Writer())
 	wantErr(t, err, ErrOldTimeline) // its newest note lives on timeline 2

@@ -136,7 +136,7 @@ func (p *Pusher) pushFile(ctx context.Context, path string, asked bool) error {
 		return err
 	}
 	p.index(&part, path)
-	if err := p.w.store(ctx, part, nil); err != nil {
+	if err := p.w.store(ctx, part); err != nil {
 		return err
 	}
 	p.learn(part, mac, asked)
@@ -277,6 +277,6 @@ func (p *Pusher) WALRefs(ctx context.Context, timeline uint32, from, to lsn.LSN)
 func (p *Pusher) Position() Position {
 	var out Position
 	out.Timeline, out.Durable, out.Commit, out.ServerTime = p.w.done.newest()
-	out.Err = p.w.fault.err()
+	p.w.look(&out)
 	return out
 }

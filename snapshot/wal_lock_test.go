@@ -44,7 +44,7 @@ func TestASliceIsLockedForADayAtMostAndASegmentForTheFloor(t *testing.T) {
 	w, err := OpenWriter(c)
 	okay(t, err)
 	p := part{file: "000000010000000000000003", timeline: 1, from: 3 * walSeg, to: 3*walSeg + 4, segSize: walSeg, slice: true, data: []byte("abcd")}
-	okay(t, w.store(t.Context(), p, nil))
+	okay(t, w.store(t.Context(), p))
 	slices := len(book.until)
 	for name, until := range book.until {
 		if !until.Equal(now.Add(24 * time.Hour)) {
@@ -52,7 +52,7 @@ func TestASliceIsLockedForADayAtMostAndASegmentForTheFloor(t *testing.T) {
 		}
 	}
 	p.slice, p.to, p.data = false, 4*walSeg, make([]byte, walSeg)
-	okay(t, w.store(t.Context(), p, nil))
+	okay(t, w.store(t.Context(), p))
 	week := 0
 	for _, until := range book.until {
 		if until.Equal(now.Add(7 * 24 * time.Hour)) {

@@ -23,6 +23,8 @@ type part struct {
 	marks    marks
 	// known says that the part may have been archived before: look first.
 	known bool
+	// shelved says that the spool has it, and that data and index are let go of.
+	shelved bool
 	// serverTime is the server's clock as its last message told it.
 	serverTime time.Time
 }

@@ -106,11 +106,11 @@ func (a *assembler) next(ctx context.Context, stream *postgres.Stream, to lsn.LS
 // no note has.
 func (w *WALWriter) refillPart(ctx context.Context, p part) error {
 	p.known = true
-	err := w.store(ctx, p, nil)
+	err := w.store(ctx, p)
 	if err == nil || p.slice || ctx.Err() != nil {
 		return err
 	}
 	w.c.Log.Warn("a refilled segment cannot go under its own name; storing it as a slice", zap.String("segment", p.file), zap.Error(err))
 	p.slice = true
-	return w.store(ctx, p, nil)
+	return w.store(ctx, p)
 }

@@ -47,7 +47,8 @@ const (
 // the debt for the rest. A part is one file, so it is there whole or not at all:
 // a line of JSON, then the object's bytes, then the index's.
 type spool struct {
-	dir string
+	dir   string
+	quota *quota
 
 	mu      sync.Mutex
 	entries map[string]*entry // by object name; bodies stay on disk
@@ -57,11 +58,11 @@ type spool struct {
 // openSpool reads what an earlier process left for epoch. What it left for other
 // epochs is dropped: nothing of it was acknowledged, and a writer that lost its
 // epoch must not write under it.
-func openSpool(dir string, epoch int) (*spool, error) {
+func openSpool(dir string, epoch int, q *quota) (*spool, error) {
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the WAL spool: %w", err)
 	}
-	s := &spool{dir: dir, entries: map[string]*entry{}}
+	s := &spool{dir: dir, quota: q, entries: map[string]*entry{}}
 	if err := s.readHead(epoch); err != nil {
 		return nil, err
 	}
@@ -70,20 +71,34 @@ func openSpool(dir string, epoch int) (*spool, error) {
 		return nil, fmt.Errorf("opening the WAL spool: %w", err)
 	}
 	for _, f := range files {
-		if !strings.HasSuffix(f.Name(), entrySuffix) {
-			continue
-		}
-		e, err := readEntry(filepath.Join(dir, f.Name()))
-		if err == nil && e.WAL.Epoch == epoch {
-			e.object, e.index = nil, nil
-			s.entries[e.WAL.Object.Name] = e
-			continue
-		}
-		if err := durable.Remove(filepath.Join(dir, f.Name())); err != nil {
-			return nil, fmt.Errorf("clearing the WAL spool: %w", err)
+		if err := s.open(f, epoch); err != nil {
+			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// open takes in a file of the directory, or removes it: what a writer that died left
+// unfinished as well.
+func (s *spool) open(f fs.DirEntry, epoch int) error {
+	path := filepath.Join(s.dir, f.Name())
+	switch {
+	case strings.HasSuffix(f.Name(), entrySuffix):
+		e, err := readEntry(path)
+		info, ierr := f.Info()
+		if err == nil && ierr == nil && e.WAL.Epoch == epoch {
+			e.object, e.index = nil, nil
+			s.entries[e.WAL.Object.Name] = e
+			s.quota.written(e.WAL.Object.Name, info.Size(), nil)
+			return nil
+		}
+	case !strings.HasPrefix(f.Name(), durable.TempPrefix):
+		return nil
+	}
+	if err := durable.Remove(path); err != nil {
+		return fmt.Errorf("clearing the WAL spool: %w", err)
+	}
+	return nil
 }
 
 func (s *spool) readHead(epoch int) error {
@@ -109,9 +124,9 @@ func (s *spool) path(object string) string {
 	return filepath.Join(s.dir, hex.EncodeToString(sum[:16])+entrySuffix)
 }
 
-// keep makes e durable. e's bodies come to lie in one buffer, so that what they
-// lay in before can be freed.
-func (s *spool) keep(e *entry) error {
+// keep makes e durable in the room that was promised for it. e's bodies come to lie in
+// one buffer, so that what they lay in before can be freed.
+func (s *spool) keep(e *entry, r *room) error {
 	line, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("spooling %s: %w", e.WAL.File, err)
@@ -120,6 +135,7 @@ func (s *spool) keep(e *entry) error {
 	if err := durable.WriteFile(s.path(e.WAL.Object.Name), body, 0o600); err != nil {
 		return fmt.Errorf("spooling %s: %w", e.WAL.File, err)
 	}
+	s.quota.written(e.WAL.Object.Name, int64(len(body)), r)
 	at := len(line) + 1 + len(e.object)
 	e.object, e.index = body[len(line)+1:at:at], body[at:]
 	s.mu.Lock()
@@ -176,6 +192,7 @@ func (s *spool) drop(object string) error {
 	if err := durable.Remove(s.path(object)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("clearing the WAL spool: %w", err)
 	}
+	s.quota.gone(object)
 	return nil
 }
 

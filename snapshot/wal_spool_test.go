@@ -9,19 +9,19 @@ import (
 // A1: what the spool gives back is what was sealed, or nothing.
 func TestTheSpoolGivesBackTheSealedBytesOrNothing(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openSpool(dir, 1)
+	s, err := openSpool(dir, 1, newQuota(0, nil))
 	okay(t, err)
 	e := &entry{object: []byte("sealed"), index: []byte("index")}
 	e.WAL = catalog.WAL{Epoch: 1, File: "f", Object: refOf("o", e.object), Index: refOf("i", e.index)}
-	okay(t, s.keep(e))
-	again, err := openSpool(dir, 1)
+	okay(t, s.keep(e, nil))
+	again, err := openSpool(dir, 1, newQuota(0, nil))
 	okay(t, err)
 	got, err := again.find("o")
 	okay(t, err)
 	if string(got.object) != "sealed" || string(got.index) != "index" {
 		t.Errorf("got %q and %q", got.object, got.index)
 	}
-	other, err := openSpool(dir, 2)
+	other, err := openSpool(dir, 2, newQuota(0, nil))
 	okay(t, err)
 	if len(other.left()) != 0 {
 		t.Error("a new epoch sends what the old one left")

@@ -38,8 +38,11 @@ type WriterConfig struct {
 	Data, Index []age.Recipient
 	Level       string // of compression; "" is the default
 	Spool       string // directory on this node, for sealed bytes on their way
+	Quota       int64  // bytes that the spool may take, or one part where that is more; 0: no limit
+	Disk        Disk   // asked for room before a part is sealed; nil: nobody is
 	// Parallel bounds how many parts are sealed and sent at a time (2). Each takes
-	// about three times a segment's size of memory.
+	// about three times a segment's size of memory while it is sealed, and once that
+	// while it is sent.
 	Parallel  int
 	LockUntil func(time.Time) time.Time // of WAL objects; nil: no lock
 	Now       func() time.Time
@@ -73,7 +76,7 @@ func OpenWriter(c WriterConfig) (*WALWriter, error) {
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
-	s, err := openSpool(c.Spool, c.Lineage.Epoch)
+	s, err := openSpool(c.Spool, c.Lineage.Epoch, newQuota(c.Quota, c.Disk))
 	if err != nil {
 		return nil, err
 	}
@@ -104,24 +107,60 @@ func (w *WALWriter) Recover(ctx context.Context) error {
 	return nil
 }
 
-// store makes p durable; its note is signed after the channel after is closed
-// (nil: at once), so that notes of a stream come in its order.
-func (w *WALWriter) store(ctx context.Context, p part, after <-chan struct{}) error {
-	n := p.names(w.c.Lineage, w.c.Keys)
+// store makes p durable, or says at once that it has no room in the spool.
+func (w *WALWriter) store(ctx context.Context, p part) error {
+	r, err := w.spool.quota.admit(p.most())
+	if err != nil {
+		return err
+	}
+	defer r.release()
+	return w.bring(ctx, &p, p.names(w.c.Lineage, w.c.Keys), r, &turn{})
+}
+
+// bring makes p durable in the room that was promised for it, when its turn comes. What
+// p holds is let go of once it is in the spool; calling again is safe.
+func (w *WALWriter) bring(ctx context.Context, p *part, n names, r *room, t *turn) error {
 	return w.holding(ctx, n.object, func() error {
-		if p.known {
-			found, err := w.reinforce(ctx, n)
-			if err != nil || found {
+		// A part of a stream is sealed before zones are asked about it: they may be away.
+		if p.shelved || !t.ordered() {
+			if done, err := w.archived(ctx, p, n); err != nil || done {
 				return err
 			}
 		}
-		e, err := w.sealed(p, n)
+		e, err := w.sealed(p, n, r)
 		if err != nil {
 			return err
 		}
-		p.data = nil
-		return w.deliver(ctx, e, after)
+		p.data, p.marks.index, p.shelved = nil, nil, true
+		if err := t.take(ctx, e); err != nil {
+			return err
+		}
+		if t.ordered() {
+			if done, err := w.archived(ctx, p, n); err != nil || done {
+				return err
+			}
+		}
+		if e.object == nil {
+			if e, err = w.spool.find(n.object); err != nil {
+				return err
+			}
+		}
+		p.known = true
+		return w.deliver(ctx, e, t.after)
 	})
+}
+
+// archived says whether p, if that may be, is archived already: then the spool need not
+// keep it.
+func (w *WALWriter) archived(ctx context.Context, p *part, n names) (bool, error) {
+	if !p.known {
+		return false, nil
+	}
+	found, err := w.reinforce(ctx, n)
+	if err == nil && found {
+		err = w.spool.drop(n.object)
+	}
+	return found, err
 }
 
 // holding runs f while nobody else works on the object.
@@ -135,10 +174,13 @@ func (w *WALWriter) holding(ctx context.Context, object string, f func() error) 
 }
 
 // sealed returns the spooled bytes of p, or seals and spools it.
-func (w *WALWriter) sealed(p part, n names) (*entry, error) {
+func (w *WALWriter) sealed(p *part, n names, r *room) (*entry, error) {
 	e, err := w.spool.find(n.object)
 	if err != nil || e != nil {
 		return e, err
+	}
+	if p.shelved {
+		return nil, permanent{fmt.Errorf("the WAL spool has lost %s, which was sealed", n.object)}
 	}
 	comp := <-w.comps
 	to := w.c.Data
@@ -157,7 +199,7 @@ func (w *WALWriter) sealed(p part, n names) (*entry, error) {
 		}
 	}
 	e.WAL = p.record(w.c.Lineage, n, e.object, e.index)
-	if err := w.spool.keep(e); err != nil {
+	if err := w.spool.keep(e, r); err != nil {
 		return nil, err
 	}
 	w.at("spooled")
