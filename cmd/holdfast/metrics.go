@@ -28,6 +28,10 @@ var (
 	descSlotKept     = desc("slot_kept_bytes", "WAL that a server keeps for the replication slot.", "cluster", "host")
 	descSlotLost     = desc("slot_lost", "1 when the server has given up the WAL that the slot was for.", "cluster", "host")
 	descSlotFullIn   = desc("slot_full_seconds", "Until the room for kept WAL is used up, at the rate of the last minutes; left out while it does not grow.", "cluster", "host")
+	descSpoolBytes   = desc("spool_bytes", "Sealed WAL on this node's disk that the zones have not taken yet.", "cluster")
+	descSpoolQuota   = desc("spool_quota_bytes", "What the WAL spool may take.", "cluster")
+	descStateFree    = desc("state_free_bytes", "Free room of the state directory's disk, beside the reserve.")
+	descReserveHeld  = desc("reserve_held", "1 while the reserve of the state directory is whole; left out without one.")
 	descLastSnapshot = desc("last_snapshot_timestamp_seconds", "When the newest snapshot finished.", "cluster")
 	descLastProof    = desc("last_proof_timestamp_seconds", "When a drill last passed.", "cluster")
 	descIncidents    = desc("incidents_open", "Open incidents.", "severity")
@@ -36,7 +40,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descRPO, descWALBehind, descArchiving, descSlotKept, descSlotLost, descSlotFullIn, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
+	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descRPO, descWALBehind, descArchiving, descSlotKept, descSlotLost, descSlotFullIn, descSpoolBytes, descSpoolQuota, descStateFree, descReserveHeld, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
 		ch <- d
 	}
 }
@@ -63,7 +67,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		gauge(descArchiving, 1, name)
-		gauge(descWALBehind, float64(s.archive.Position().Behind), name)
+		pos := s.archive.Position()
+		gauge(descWALBehind, float64(pos.Behind), name)
+		gauge(descSpoolBytes, float64(pos.Spool.Bytes), name)
+		gauge(descSpoolQuota, float64(pos.Spool.Quota), name)
 		if rpo, known := c.n.rpo(name); known {
 			gauge(descRPO, rpo.Seconds(), name)
 		}
@@ -71,6 +78,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			v.measure(name, gauge)
 		}
 	}
+	c.disk(gauge)
 	c.fromRepository(gauge)
 	c.incidents(gauge)
 	gauge(descLedgerSize, float64(c.n.ledger.Status().Size), c.n.ledger.Origin())

@@ -73,6 +73,8 @@ type archiveDoc struct {
 	Behind    int64   `json:"behind_bytes"`
 	Connected bool    `json:"connected"`
 	Err       string  `json:"error,omitempty"`
+	// Spool is the WAL that waits on this node's disk for the zones to take it.
+	Spool *spoolDoc `json:"spool,omitempty"`
 	// Slots is the replication slot on each server of the connection.
 	Slots []slotDoc `json:"slots,omitempty"`
 }
@@ -207,6 +209,7 @@ func (p *protected) archiving() *archiveDoc {
 		pos := session.archive.Position()
 		*a = archiveDoc{Durable: pos.Durable, ServerEnd: pos.ServerEnd, Behind: pos.Behind, Connected: pos.Connected}
 		err = pos.Err
+		a.Spool = spoolDocOf(pos.Spool)
 		a.Slots = p.slots(session)
 	}
 	if err != nil {
@@ -223,6 +226,7 @@ func (d walDoc) text(w io.Writer) {
 		}
 		if a := c.Archiving; a != nil {
 			fmt.Fprintf(w, "  archiving: durable to %s, server at %s, %s behind, connected %v %s\n", a.Durable, a.ServerEnd, size(a.Behind), a.Connected, a.Err)
+			a.Spool.text(w)
 			for _, s := range a.Slots {
 				fmt.Fprintf(w, "  slot on %s: %s\n", s.Host, s.words())
 			}

@@ -54,6 +54,7 @@ type holding struct {
 	stateID string
 	boot    string
 	lock    *durable.Lock
+	reserve *durable.Reserve
 	node    *node
 }
 
@@ -123,6 +124,10 @@ func (w *world) hold() error {
 		return failed("stop the other process, or give this node another node.state", "taking the state directory %s: %w", w.cfg.Node.State, err)
 	}
 	w.onClose(lock.Release)
+	reserve := durable.NewReserve(w.state("reserve"), int64(w.cfg.Node.Limits.Reserve))
+	if _, err := reserve.Tend(); err != nil { // first: on a full disk nothing else could be opened
+		w.log.Warn("cannot see to the reserve of the state directory", zap.Error(err))
+	}
 	id, err := stateID(w.state("id"))
 	if err != nil {
 		return err
@@ -131,7 +136,7 @@ func (w *world) hold() error {
 	if err != nil {
 		boot = []byte("unknown")
 	}
-	w.holder = &holding{stateID: id, boot: strings.TrimSpace(string(boot)), lock: lock}
+	w.holder = &holding{stateID: id, boot: strings.TrimSpace(string(boot)), lock: lock, reserve: reserve}
 	return nil
 }
 
