@@ -42,7 +42,7 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 		}
 	}
 	for _, d := range p.WAL {
-		if !d.Keep && !slices.Equal(d.Reasons, []string{"marked"}) {
+		if !d.Keep && !marked(d) && !covered(d) {
 			m.WAL = append(m.WAL, catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To})
 			addReasons(&m, d.Reasons)
 		}
@@ -58,8 +58,18 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 		return mark, err
 	}
 	st.Last = p.Now
-	return mark, k.save(st)
+	if err := k.save(st); err != nil {
+		return mark, err
+	}
+	daily, err := k.forgetSlices(ctx, &st, p)
+	if err == nil && mark.ID == "" {
+		mark = daily
+	}
+	return mark, err
 }
+
+func marked(d WALDecision) bool  { return slices.Equal(d.Reasons, []string{"marked"}) }
+func covered(d WALDecision) bool { return slices.Equal(d.Reasons, []string{catalog.Covered}) }
 
 func addReasons(m *catalog.Forgotten, reasons []string) {
 	for _, r := range reasons {
@@ -96,7 +106,7 @@ func (k *Keeper) confirm(ctx context.Context, p Plan) error {
 	}
 	for _, d := range p.WAL {
 		for _, n := range now.WAL {
-			if !d.Keep && n.Keep && d.Epoch == n.Epoch && d.Timeline == n.Timeline && n.From >= d.From && n.To <= d.To && !slices.Equal(d.Reasons, []string{"a longer file covers it"}) {
+			if !d.Keep && n.Keep && d.Epoch == n.Epoch && d.Timeline == n.Timeline && n.From >= d.From && n.To <= d.To && !covered(d) {
 				return fmt.Errorf("%w: WAL %s to %s would stay by now; make another plan", ErrChanged, n.From, n.To)
 			}
 		}
@@ -113,6 +123,7 @@ type removal struct {
 	Removed   int               `json:"objects_removed,omitempty"`
 	Kept      int               `json:"objects_kept,omitempty"` // that other snapshots need: another result tells when they went
 	Zones     map[string]string `json:"zones,omitempty"`        // when each was listed and showed nothing of it
+	Ended     []ended           `json:"ended,omitempty"`        // marks of slices that are done since the last day's entry
 }
 
 func (k *Keeper) subject(m catalog.Forgotten) map[string]string {
@@ -125,6 +136,10 @@ func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten) error {
 	if _, err := k.Ledger.AppendAnchored(ctx, entryIntent, k.subject(m), body); err != nil {
 		return fmt.Errorf("the ledger must hold the intent first: %w", err)
 	}
+	return k.put(ctx, m)
+}
+
+func (k *Keeper) put(ctx context.Context, m catalog.Forgotten) error {
 	text, err := seal.SignNote(catalog.KindForgotten, m, k.Signer)
 	if err != nil {
 		return err

@@ -67,6 +67,7 @@ type state struct {
 	// Waits are marks of which only what other snapshots need is left, with the
 	// snapshots that stayed then: while these do, there is nothing to look for.
 	Waits map[string]string `json:"waits,omitempty"`
+	daily
 }
 
 func (k *Keeper) load() (s state, err error) {
@@ -133,7 +134,11 @@ func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
 		// What a mark that is done left behind, because it was needed then, is marked
 		// again when it no longer is.
 		if _, done := st.Swept[m.ID]; !done && st.Waits[m.ID] == "" {
-			in.Marked = append(in.Marked, m.WAL...)
+			if m.OnlyCovered() {
+				in.Slices = append(in.Slices, m.WAL...)
+			} else {
+				in.Marked = append(in.Marked, m.WAL...)
+			}
 		}
 	}
 	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)

@@ -31,6 +31,7 @@ type Inputs struct {
 	Intents   []catalog.Intent        // begun and not committed, without a mark
 	WAL       []File                  // every note, files that are no WAL included
 	Marked    []catalog.WALSpan       // stretches under a mark already
+	Slices    []catalog.WALSpan       // stretches whose covered files are
 	Lineages  []catalog.Lineage       // of every epoch
 	Histories map[Branch][]lsn.Switch // of timelines after the first, as far as known
 	Proofs    []catalog.Proof

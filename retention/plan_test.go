@@ -273,7 +273,8 @@ func TestWALStaysByProof(t *testing.T) { // C-59
 		"- 1/1 " + (place(20*day) + seg).String() + ".." + at(8*day) + " (287) no snapshot and no window needs it\n" +
 		"+ 1/1 " + at(8*day) + ".." + (place(8*day) + seg).String() + " (1) the window, snapshot 0307-1200\n" +
 		"+ 1/1 " + (place(8*day) + seg).String() + ".." + at(0) + " (191) the window\n" +
-		"- 1/1 " + a.String() + ".." + (a + seg).String() + " (3) a longer file covers it\n" +
+		"- 1/1 " + a.String() + ".." + (a + 2*mib).String() + " (2) a longer file covers it\n" +
+		"- 1/1 " + (a + 2*mib).String() + ".." + (a + seg).String() + " (1) a longer file covers it\n" +
 		"+ 1/1 " + at(0) + ".." + b.String() + " (1) the window, snapshot 0315-1200\n" +
 		"+ 1/1 " + b.String() + ".." + (b + 2*mib).String() + " (2) the window\n"
 	if got := walTable(plan(t, in).WAL); got != want {

@@ -28,13 +28,17 @@ import (
 // fail before or after it did.
 type book struct {
 	entries []string
+	bodies  []removal // of those that are about removals
 	before  error
 	after   error
 }
 
-func (b *book) Append(_ context.Context, typ string, subject map[string]string, _ any) (int64, error) {
+func (b *book) Append(_ context.Context, typ string, subject map[string]string, body any) (int64, error) {
 	if b.before != nil {
 		return 0, b.before
+	}
+	if r, ok := body.(removal); ok {
+		b.bodies = append(b.bodies, r)
 	}
 	b.entries = append(b.entries, typ+" "+subject["cluster"])
 	return int64(len(b.entries) - 1), b.after
@@ -139,11 +143,11 @@ func (r *rig) segment(at lsn.LSN) catalog.Ref {
 // wal archives a file of timeline 1.
 func (r *rig) wal(epoch int, system string, at lsn.LSN) catalog.Ref {
 	r.t.Helper()
-	mac := fmt.Sprintf("%032x", at)
+	mac := strings.Repeat(fmt.Sprintf("%08x", uint32(at>>8)), 4)
 	name := catalog.WALName("main", epoch, 1, lsn.SegmentName(1, at.Segment(int64(seg)), int64(seg)), mac)
 	ref := r.put(name, []byte("wal at "+at.String()))
 	index := r.put(catalog.WALIndexName(name), []byte("index of "+at.String()))
-	r.note(catalog.WALNoteName("main", epoch, 1, uint64(at), uint64(at+seg), mac[24:]), catalog.KindWAL, catalog.WAL{
+	r.note(catalog.WALNoteName("main", epoch, 1, uint64(at), uint64(at+seg), mac[:8]), catalog.KindWAL, catalog.WAL{
 		Cluster: "main", Epoch: epoch, Timeline: 1, SystemID: system, From: at, To: at + seg, Object: ref, Index: index,
 	})
 	return ref

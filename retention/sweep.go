@@ -13,6 +13,10 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/zone"
 )
 
+// sweepMost bounds the names that one sweep removes below a prefix, so that what else is
+// due for a cluster does not wait for the slices of a fast day.
+const sweepMost = 16384
+
 // Swept is what a sweep did for one mark.
 type Swept struct {
 	Mark    string            `json:"mark"`
@@ -54,6 +58,9 @@ func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 		for z, err := range s.faults {
 			one.Owed[z] = err.Error()
 		}
+		if m.OnlyCovered() {
+			st.count(m, one.Removed)
+		}
 		if one.Done = len(one.Owed) == 0 && len(one.Left) == 0; one.Done {
 			if err := s.done(ctx, &st, m, one); err != nil {
 				return out, err
@@ -61,12 +68,17 @@ func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 		}
 		out = append(out, one)
 	}
-	return out, nil
+	return out, s.save(st)
 }
 
 // done tells the ledger of a mark, and remembers that it is done, or until when
 // there is nothing to look for.
 func (s *sweep) done(ctx context.Context, st *state, m catalog.Forgotten, one Swept) error {
+	if m.OnlyCovered() {
+		st.end(m, st.Removed[m.ID], s.listed)
+		st.Swept[m.ID] = s.now
+		return s.save(*st)
+	}
 	if _, told := st.Waits[m.ID]; one.Kept == 0 || one.Removed > 0 || !told {
 		if err := s.conclude(ctx, m, one, s.listed); err != nil {
 			return err
@@ -259,7 +271,10 @@ func (s *sweep) pass(ctx context.Context, act func(name string)) ([]left, error)
 				}
 			}
 		}
-		for _, name := range removalOrder(names) {
+		for i, name := range removalOrder(names) {
+			if act != nil && i >= sweepMost {
+				break // the next sweep goes on: what is there says what it is
+			}
 			found[names[name]].names++
 			if act != nil {
 				act(name)
@@ -282,7 +297,7 @@ func (s *sweep) owner(o zone.Object) int {
 		return -1
 	}
 	i := slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
-		return slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return inSpan(f, span) })
+		return (!m.OnlyCovered() || s.judge.covered(f)) && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return inSpan(f, span) })
 	})
 	if i < 0 {
 		return -1
@@ -327,7 +342,8 @@ func (s *sweep) fileOf(name string) (File, bool) {
 	if f, ok := s.spans[spanOf(got)]; ok {
 		return f, true
 	}
-	s.judge.longest[got.Name] = true
+	_, covered := s.judge.longer(got)
+	s.judge.longest[got.Name] = !covered
 	return got, true
 }
 

@@ -220,8 +220,34 @@ type walJudge struct {
 	*planner
 	kept    []catalog.Snapshot // whose consistency counts
 	longest map[string]bool    // by name
+	reach   map[lane][]File    // the files that reach farther than those before them
 	unknown map[string]bool    // systems with a timeline of unknown history
 	lowest  map[string]uint32
+}
+
+// lane is where WAL lies one byte behind the other.
+type lane struct {
+	epoch    int
+	timeline uint32
+}
+
+// longer is the file that makes f superfluous: every zone that shows f holds it whole.
+func (j *walJudge) longer(f File) (File, bool) {
+	list := j.reach[lane{f.Epoch, f.Timeline}]
+	i, _ := slices.BinarySearchFunc(list, f.From, func(g File, from lsn.LSN) int {
+		if g.From <= from {
+			return -1
+		}
+		return 1
+	})
+	if i == 0 {
+		return File{}, false
+	}
+	g := list[i-1]
+	if f.To > g.To || spanOf(f) == spanOf(g) || !f.HeldBy(g.WALEntry) {
+		return File{}, false
+	}
+	return g, true
 }
 
 // judgeFile gives reasons to keep f, or the reason to remove it.
@@ -238,7 +264,7 @@ func (j *walJudge) judgeFile(f File) (keep bool, reasons []string) {
 	case f.From == f.To:
 		return j.judgeOther(f, system)
 	case j.covered(f):
-		return false, []string{"a longer file covers it"}
+		return false, []string{catalog.Covered}
 	}
 	if reasons = j.reasons(system, f.Timeline, f.From, f.To); len(reasons) > 0 {
 		return true, reasons
@@ -312,7 +338,7 @@ func (j *walJudge) covered(f File) bool { return !j.longest[f.Name] }
 
 // newJudge prepares for the files of the inputs.
 func (p *planner) newJudge(kept []catalog.Snapshot) *walJudge {
-	j := &walJudge{planner: p, kept: kept, longest: map[string]bool{}, unknown: map[string]bool{}, lowest: map[string]uint32{}}
+	j := &walJudge{planner: p, kept: kept, longest: map[string]bool{}, reach: map[lane][]File{}, unknown: map[string]bool{}, lowest: map[string]uint32{}}
 	for _, b := range p.bases {
 		if t, ok := j.lowest[b.snap.SystemID]; !ok || b.snap.Timeline < t {
 			j.lowest[b.snap.SystemID] = b.snap.Timeline
@@ -325,11 +351,12 @@ func (p *planner) newJudge(kept []catalog.Snapshot) *walJudge {
 			}
 		}
 	}
-	var reach File
-	for i, f := range p.WAL { // by epoch, timeline, From and the longer first
-		same := i > 0 && f.Epoch == reach.Epoch && f.Timeline == reach.Timeline
-		if j.longest[f.Name] = !same || f.To > reach.To || (f.From == reach.From && f.To == reach.To); j.longest[f.Name] && f.From < f.To {
-			reach = f
+	for _, f := range p.WAL { // by epoch, timeline, From and the longer first
+		_, covered := j.longer(f)
+		j.longest[f.Name] = !covered || f.From == f.To
+		at := lane{f.Epoch, f.Timeline}
+		if list := j.reach[at]; f.From < f.To && (len(list) == 0 || f.To > list[len(list)-1].To) {
+			j.reach[at] = append(list, f)
 		}
 	}
 	return j
@@ -354,10 +381,12 @@ func (p *planner) judgeWAL() {
 	j := p.newJudge(kept)
 	for _, f := range p.WAL {
 		keep, reasons := j.judgeFile(f)
-		if !keep && slices.ContainsFunc(p.Marked, func(s catalog.WALSpan) bool { return inSpan(f, s) }) {
+		in := func(s catalog.WALSpan) bool { return inSpan(f, s) }
+		if !keep && (slices.ContainsFunc(p.Marked, in) || j.covered(f) && slices.ContainsFunc(p.Slices, in)) {
 			reasons = []string{"marked"}
 		}
-		p.plan.WAL = join(p.plan.WAL, f, keep, reasons)
+		over, _ := j.longer(f)
+		p.plan.WAL = join(p.plan.WAL, f, over, keep, reasons)
 	}
 }
 
@@ -367,12 +396,13 @@ func inSpan(f File, s catalog.WALSpan) bool {
 }
 
 // join adds a file to the stretches: to the last one of its timeline that says
-// the same and ends where it begins, or later.
-func join(list []WALDecision, f File, keep bool, reasons []string) []WALDecision {
+// the same and ends where it begins, or later. A stretch of covered files never takes in
+// one that covers them: the mark that names it must not speak of that.
+func join(list []WALDecision, f, over File, keep bool, reasons []string) []WALDecision {
 	for i := len(list) - 1; i >= max(0, len(list)-4); i-- {
 		d := &list[i]
 		if d.Epoch == f.Epoch && d.Timeline == f.Timeline && d.Keep == keep && slices.Equal(d.Reasons, reasons) &&
-			f.From <= d.To && (d.From == d.To) == (f.From == f.To) {
+			f.From <= d.To && (d.From == d.To) == (f.From == f.To) && (keep || over.From == over.To || d.From > over.From || max(d.To, f.To) < over.To) {
 			d.To = max(d.To, f.To)
 			d.Files++
 			return list

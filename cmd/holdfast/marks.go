@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
@@ -14,6 +15,7 @@ import (
 type marks struct {
 	snapshots map[string]bool
 	spans     []catalog.WALSpan
+	covered   []catalog.WALSpan // of which the slices go, and the segments stay
 	// needed are names below clusters/<cluster>/ that snapshots which stay refer to,
 	// in the directories of those that do not.
 	needed map[string]bool
@@ -30,12 +32,10 @@ func (m marks) covers(below string) bool {
 	if !ok {
 		return false
 	}
-	for _, s := range m.spans {
-		if s.Epoch == e.Epoch && s.Timeline == e.Timeline && e.From >= s.From && e.To <= s.To {
-			return true
-		}
+	in := func(s catalog.WALSpan) bool {
+		return s.Epoch == e.Epoch && s.Timeline == e.Timeline && e.From >= s.From && e.To <= s.To
 	}
-	return false
+	return slices.ContainsFunc(m.spans, in) || !e.Whole() && slices.ContainsFunc(m.covered, in)
 }
 
 // marksOf reads a cluster's marks, without what is needed.
@@ -49,7 +49,11 @@ func (w *world) marksOf(ctx context.Context, cluster string) (marks, error) {
 		for _, id := range f.Snapshots {
 			m.snapshots[id] = true
 		}
-		m.spans = append(m.spans, f.WAL...)
+		if f.OnlyCovered() {
+			m.covered = append(m.covered, f.WAL...)
+		} else {
+			m.spans = append(m.spans, f.WAL...)
+		}
 	}
 	return m, nil
 }

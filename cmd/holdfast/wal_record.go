@@ -15,6 +15,7 @@ type walRecord struct {
 	entries catalog.WALEntries
 	snaps   catalog.Snapshots
 	gone    []catalog.WALSpan // let go by retention
+	covered []catalog.WALSpan // of which retention lets go the slices, and no byte
 	// root is the first epoch of the same database system: WAL that one writer ended
 	// and the next went on with is one stretch.
 	root     map[int]int
@@ -40,9 +41,13 @@ func (w *world) readWAL(ctx context.Context, name string) (r walRecord, err erro
 		return r, err
 	}
 	for _, m := range marks.Bodies() {
-		r.gone = append(r.gone, m.WAL...)
+		if m.OnlyCovered() {
+			r.covered = append(r.covered, m.WAL...)
+		} else {
+			r.gone = append(r.gone, m.WAL...)
+		}
 	}
-	r.gone = r.rooted(r.gone)
+	r.gone, r.covered = r.rooted(r.gone), r.rooted(r.covered)
 	return r, nil
 }
 

@@ -161,9 +161,10 @@ func (w *walWatcher) bring(ctx context.Context, r walRecord) error {
 }
 
 func (r walRecord) letGo(e catalog.WALEntry) bool {
-	return slices.ContainsFunc(r.gone, func(s catalog.WALSpan) bool {
+	in := func(s catalog.WALSpan) bool {
 		return s.Epoch == r.rootOf(e.Epoch) && s.Timeline == e.Timeline && e.From >= s.From && e.To <= s.To
-	})
+	}
+	return slices.ContainsFunc(r.gone, in) || !e.Whole() && slices.ContainsFunc(r.covered, in)
 }
 
 func placed(w *world, name, zone string) bool {

@@ -174,6 +174,15 @@ type Forgotten struct {
 	PlanHash  string    `json:"plan_hash"`
 }
 
+// Covered is the reason for which a file of WAL goes although its bytes stay: a longer
+// file of its lineage and timeline holds them.
+const Covered = "a longer file covers it"
+
+// OnlyCovered says that no byte of WAL goes under the mark.
+func (f Forgotten) OnlyCovered() bool {
+	return len(f.Snapshots) == 0 && len(f.Reasons) == 1 && f.Reasons[0] == Covered
+}
+
 // WALSpan is a stretch of WAL of one lineage and timeline, To exclusive.
 type WALSpan struct {
 	Epoch    int     `json:"epoch"`

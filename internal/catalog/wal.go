@@ -24,6 +24,19 @@ type WALEntry struct {
 	Bare []string
 }
 
+// Whole says whether the entry has the shape of a segment: a slice hardly ever does.
+func (e WALEntry) Whole() bool {
+	n := e.To - e.From
+	return n >= 1<<20 && n&(n-1) == 0 && e.From%n == 0
+}
+
+// HeldBy says whether every zone that shows e holds other, with its bytes.
+func (e WALEntry) HeldBy(other WALEntry) bool {
+	return !slices.ContainsFunc(e.Zones, func(z string) bool {
+		return !slices.Contains(other.Zones, z) || slices.Contains(other.Bare, z)
+	})
+}
+
 // WALEntries is an answer about a cluster's WAL notes, by epoch, timeline, From
 // and then the longer first.
 type WALEntries struct {
