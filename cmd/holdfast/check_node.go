@@ -5,9 +5,11 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/server"
 )
 
@@ -27,7 +29,25 @@ func checkState(c *configs.Config) []finding {
 	case info.Mode().Perm()&0o077 != 0:
 		return []finding{warn("state", "chmod 700 "+dir, "others can look into %s", dir), judgeRoom("state disk", dir, "room for the spool")}
 	}
-	return []finding{judgeRoom("state", dir, "this user's alone")}
+	return append([]finding{judgeRoom("state", dir, "this user's alone")}, judgeSpools(c)...)
+}
+
+// judgeSpools warns where the spools may take more than the disk has.
+func judgeSpools(c *configs.Config) []finding {
+	s, err := durable.NewReserve(filepath.Join(c.Node.State, "reserve"), int64(c.Node.Limits.Reserve)).State()
+	if err != nil {
+		return nil // judgeRoom has told
+	}
+	want := int64(0)
+	for _, cl := range c.Clusters {
+		if cl.Connection != "" {
+			want += int64(cl.WAL.Spool)
+		}
+	}
+	if s.Free >= want {
+		return nil
+	}
+	return []finding{warn("spool", "give node.state a larger disk, or lower clusters[].wal.spool: on a full disk WAL goes out one part at a time", "%s has %s free, and WAL may take %s there", c.Node.State, size(s.Free), size(want))}
 }
 
 // checkDaemon says whether somebody archives.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -174,5 +175,16 @@ func TestScrubLooksAtMapsAndAtPacksOfForgottenSnapshots(t *testing.T) {
 	}
 	if z := doc.Zones[2]; z.Missing+z.Wrong > 0 || z.Good == 0 {
 		t.Errorf("zone %s: %+v", z.Name, z)
+	}
+}
+
+// A mark of slices keeps back-fill from them, and from nothing else.
+func TestAMarkOfSlicesLeavesSegmentsToBackfill(t *testing.T) {
+	m := marks{covered: []catalog.WALSpan{{Epoch: 1, Timeline: 1, From: 0x1000000, To: 0x2001000}}}
+	for at, want := range map[[2]uint64]bool{{0x1000000, 0x1200010}: true, {0x2000000, 0x2001000}: true, {0x1000000, 0x2000000}: false, {0x2001000, 0x2003000}: false} {
+		below := "wal" + strings.SplitN(catalog.WALNoteName("main", 1, 1, at[0], at[1], "0123abcd"), "/wal", 2)[1]
+		if got := m.covers(below); got != want {
+			t.Errorf("%s: barred %t, want %t", below, got, want)
+		}
 	}
 }

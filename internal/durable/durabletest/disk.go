@@ -20,7 +20,7 @@ func SmallDisk(t testing.TB, size int64) string {
 			t.Fatalf("%v: %v\n%s: a test of a full disk mounts a tmpfs, as root or by sudo", args, err, out)
 		}
 	}
-	run(asRoot("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0777", size), "holdfast-test", dir)...)
+	run(asRoot("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0700,uid=%d", size, unix.Geteuid()), "holdfast-test", dir)...)
 	t.Cleanup(func() { run(asRoot("umount", dir)...) })
 	return dir
 }
