@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
 
 // Slices are many, and go soon after the segment that covers them is archived: once a day
@@ -100,4 +101,29 @@ func (k *Keeper) toldOf(ctx context.Context, day string) (bool, error) {
 	return slices.ContainsFunc(marks.Bodies(), func(m catalog.Forgotten) bool {
 		return m.OnlyCovered() && m.MarkedAt.UTC().Format(time.DateOnly) == day
 	}), nil
+}
+
+// lane is where WAL lies one byte behind the other.
+type lane struct {
+	epoch    int
+	timeline uint32
+}
+
+// longer is the file that makes f superfluous: every zone that shows f holds it whole.
+func (j *walJudge) longer(f File) (File, bool) {
+	list := j.reach[lane{f.Epoch, f.Timeline}]
+	i, _ := slices.BinarySearchFunc(list, f.From, func(g File, from lsn.LSN) int {
+		if g.From <= from {
+			return -1
+		}
+		return 1
+	})
+	if i == 0 {
+		return File{}, false
+	}
+	g := list[i-1]
+	if f.To > g.To || spanOf(f) == spanOf(g) || !f.HeldBy(g.WALEntry) {
+		return File{}, false
+	}
+	return g, true
 }

@@ -225,31 +225,6 @@ type walJudge struct {
 	lowest  map[string]uint32
 }
 
-// lane is where WAL lies one byte behind the other.
-type lane struct {
-	epoch    int
-	timeline uint32
-}
-
-// longer is the file that makes f superfluous: every zone that shows f holds it whole.
-func (j *walJudge) longer(f File) (File, bool) {
-	list := j.reach[lane{f.Epoch, f.Timeline}]
-	i, _ := slices.BinarySearchFunc(list, f.From, func(g File, from lsn.LSN) int {
-		if g.From <= from {
-			return -1
-		}
-		return 1
-	})
-	if i == 0 {
-		return File{}, false
-	}
-	g := list[i-1]
-	if f.To > g.To || spanOf(f) == spanOf(g) || !f.HeldBy(g.WALEntry) {
-		return File{}, false
-	}
-	return g, true
-}
-
 // judgeFile gives reasons to keep f, or the reason to remove it.
 func (j *walJudge) judgeFile(f File) (keep bool, reasons []string) {
 	if len(j.plan.Refused) > 0 || j.Policy.zero() {

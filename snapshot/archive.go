@@ -60,12 +60,12 @@ type Archiver struct {
 	w   *WALWriter
 	asm *assembler // nil until the first connection told where to begin
 
-	pending []part          // cut, and not yet on their way
-	slots   chan struct{}   // parts that are being sealed
-	sending chan struct{}   // parts that are being sent from memory; the others wait in the spool
-	freed   chan struct{}   // a part is in the spool, or became durable
-	last    *turn           // of the newest part on its way
-	behind  atomic.Int64    // parts on their way
+	pending []part        // cut, and not yet on their way
+	slots   chan struct{} // parts that are being sealed
+	sending chan struct{} // parts that are being sent from memory; the others wait in the spool
+	freed   chan struct{} // a part is in the spool, or became durable
+	last    *turn         // of the newest part on its way
+	behind  atomic.Int64  // parts on their way
 	work    *errgroup.Group
 	workCtx context.Context //nolint:containedctx // of the parts on their way, which outlive a connection
 

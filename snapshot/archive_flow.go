@@ -135,6 +135,7 @@ func (a *Archiver) drain(ctx context.Context) error {
 	for a.dispatch(); len(a.pending) > 0; a.dispatch() {
 		select {
 		case <-a.freed:
+		case <-time.After(statusEvery): // a disk that had no room may have
 		case <-ctx.Done():
 			return ctx.Err()
 		}
