@@ -92,7 +92,7 @@ func (r *rig) fillSpool(disk string, o *pgtest.Oracle) time.Time {
 		return strings.Contains(keys, "spool/cms\n") && strings.Contains(keys, "spool-full/cms\n")
 	})
 	a := ask[walDoc](r, "db", "wal", "status", "cms").Clusters[0].Archiving
-	if a == nil || a.Spool == nil || a.Spool.Quota != quota || a.Spool.Bytes > quota || a.Spool.Bytes < quota/2 || a.Spool.Full == "" {
+	if a == nil || a.Spool == nil || a.Spool.Quota != quota || a.Spool.Bytes > quota || a.Spool.Bytes < quota/4 || a.Spool.Full == "" {
 		r.t.Errorf("wal status tells %+v of a full spool", a)
 	}
 	if out := r.hold("db", 0, "wal", "status", "cms"); !strings.Contains(out, "of 32.0 MiB") || !strings.Contains(out, "nothing more is taken") {

@@ -107,7 +107,7 @@ func (n *node) watchSpool(ctx context.Context, cluster string, s snapshot.SpoolS
 	words := fmt.Sprintf("%s of %s wait in %s", size(s.Bytes), size(s.Quota), count(s.Parts, "part"))
 	share := float64(s.Bytes) / float64(max(s.Quota, 1))
 	switch {
-	case s.Quota > 0 && share >= spoolFills:
+	case s.Quota > 0 && (share >= spoolFills || s.Full != nil): // a small one is full before: a segment must fit
 		n.raise(ctx, incident.Incident{
 			Key: fills, Cluster: cluster, Severity: "warning", Title: "the WAL spool of " + cluster + " fills", Detail: words,
 			Remedy: "bring the zones back (`holdfast status`), or raise clusters[].wal.spool; at the quota the server keeps its WAL itself, and its disk fills; docs/runbooks/wal-on-a-full-disk.md",
