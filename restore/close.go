@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/sandbox"
 )
 
@@ -69,6 +70,9 @@ func Discard(dir string) error {
 	if pid := running(dir); pid != 0 {
 		return fmt.Errorf("discarding %s: a server runs there (process %d); stop it first", dir, pid)
 	}
+	if err := notUnderWay(dir); err != nil {
+		return fmt.Errorf("discarding %s: %w", dir, err)
+	}
 	// pg_control goes first: what is left half-way cannot start.
 	if err := os.Remove(filepath.Join(dir, controlFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("discarding %s: %w", dir, err)
@@ -79,6 +83,19 @@ func Discard(dir string) error {
 		}
 	}
 	return errors.Join(os.RemoveAll(dir+".tablespaces"), os.RemoveAll(dir+".room"), os.RemoveAll(dir))
+}
+
+// notUnderWay looks whether a restore into dir lives, in whatever process.
+func notUnderWay(dir string) error {
+	path := filepath.Join(dir+".room", lockName)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	lock, err := durable.Acquire(path)
+	if err != nil {
+		return fmt.Errorf("a restore into it is under way; cancel that first: %w", err)
+	}
+	return lock.Release()
 }
 
 // leave stops the server and the fetching, and removes the room's own directory.

@@ -135,9 +135,12 @@ type Result struct {
 	Quarantined bool `json:"quarantined,omitempty"`
 	NoEgress    bool `json:"no_egress"`
 	// SavedWAL is where the WAL of the directory that a delta went over was put.
-	SavedWAL string  `json:"saved_wal,omitempty"`
-	Bytes    int64   `json:"bytes"`
-	Seconds  Seconds `json:"seconds"`
+	SavedWAL string `json:"saved_wal,omitempty"`
+	// BySize: all files were there when it was gone on with, and were taken by their
+	// sizes, not read.
+	BySize  bool    `json:"files_by_size,omitempty"`
+	Bytes   int64   `json:"bytes"`
+	Seconds Seconds `json:"seconds"`
 }
 
 // AppliedTombstone says what replaying one tombstone removed.

@@ -42,9 +42,12 @@ type Options struct {
 	// Tablespaces maps a tablespace's name, OID or old path to its new directory,
 	// absent or empty; the others go to <To>.tablespaces/<oid>.
 	Tablespaces map[string]string
-	Progress    func(Progress)
-	Log         io.Writer     // the server's log
-	Stall       time.Duration // how long replay may stand still (10 min)
+	// Process is this one where it does nothing else, so that whoever cancels the
+	// restore may ask it to end.
+	Process  *Process
+	Progress func(Progress)
+	Log      io.Writer     // the server's log
+	Stall    time.Duration // how long replay may stand still (10 min)
 }
 
 // Progress is told while a restore runs.

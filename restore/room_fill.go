@@ -45,7 +45,7 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 		return err
 	}
 	if room.whole(t) {
-		room.Result.SavedWAL = room.before.SavedWAL
+		room.Result.SavedWAL, room.Result.BySize = room.before.SavedWAL, true
 		return nil
 	}
 	return room.bring(ctx, t, began)

@@ -40,7 +40,7 @@ func TestAPlanIsFetchedCheckedResumedAndGoneOverByItsHash(t *testing.T) {
 	}
 	r.hold("drill", exitRefused, run...) // it holds something
 	resumed := ask[restoreDoc](r, "drill", append([]string{"restore", "resume", to}, with...)...)
-	if !resumed.Complete || resumed.Plan != p.Hash || resumed.Bytes >= fetched.Bytes {
+	if !resumed.Complete || resumed.Plan != p.Hash || resumed.Bytes >= fetched.Bytes || !resumed.BySize || fetched.BySize {
 		t.Errorf("resumed: %+v after %d bytes", resumed.Result, fetched.Bytes)
 	}
 	r.hold("drill", exitRefused, append([]string{"restore", "resume", to}, with...)...) // it is whole

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -66,7 +67,7 @@ func (w *world) plan(ctx context.Context, repo restore.Repo, cluster string, t r
 
 func (e *env) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "restore", Short: "Plan and carry out restores"}
-	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreResumeCommand(), e.restoreShowCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand())
+	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreResumeCommand(), e.restoreListCommand(), e.restoreShowCommand(), e.restoreCancelCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand())
 	return cmd
 }
 
@@ -206,7 +207,11 @@ func (e *env) carryOut(ctx context.Context, w *world, repo restore.Repo, p resto
 	bar := e.progress("restore of " + p.Cluster)
 	opt.Progress = bar.restore
 	e.recordRestore(ctx, w, "restore.started", p.Cluster, p)
-	doc, err := restoreTo(ctx, repo, p, opt, t)
+	var doc restoreDoc
+	err := e.recordRun(ctx, w, p, opt, func() (err error) {
+		doc, err = restoreTo(ctx, repo, p, opt, t)
+		return err
+	})
 	bar.end()
 	if err != nil {
 		e.recordRestore(ctx, w, "restore.finished", p.Cluster, map[string]string{"plan": p.Hash, "error": err.Error()})
@@ -243,8 +248,12 @@ func (e *env) restoreOptions(w *world, repo restore.Repo, t *targetFlags) (resto
 	if err != nil {
 		return restore.Options{}, fmt.Errorf("finding this program: %w", err)
 	}
+	process, err := restore.ThisProcess()
+	if err != nil {
+		return restore.Options{}, fmt.Errorf("asking when this process began: %w", err)
+	}
 	return restore.Options{
-		To: to, Binaries: t.binaries, User: t.user, Program: self, Workers: max(2, w.cfg.Node.Limits.Workers),
+		To: to, Process: &process, Binaries: t.binaries, User: t.user, Program: self, Workers: max(2, w.cfg.Node.Limits.Workers),
 		Replay: w.replayer(repo.Data), Quarantine: t.quarantine,
 		Digests: func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
 			return w.digestKeys(ctx, epoch, repo.Data...)
@@ -269,6 +278,9 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 	fmt.Fprintf(out, "restored to %s\n", d.RestoredTo)
 	if d.SavedWAL != "" {
 		fmt.Fprintf(out, "old WAL    put aside in %s: remove it when nothing in it is wanted\n", d.SavedWAL)
+	}
+	if d.BySize {
+		fmt.Fprintln(out, "files      all were there; they were taken by their sizes and not compared again")
 	}
 	if !d.Complete {
 		fmt.Fprintf(out, "fetched    %s in %.1f s; nothing is recovered yet. Check it with: pg_verifybackup -n %s\n", size(d.Bytes), d.Seconds.Total, to)
@@ -299,24 +311,12 @@ func (e *env) recordRestore(ctx context.Context, w *world, typ, cluster string, 
 	}
 }
 
-func (e *env) restoreShowCommand() *cobra.Command {
-	return &cobra.Command{Use: "show DIR", Short: "Say what a restored directory is", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		m, err := restore.ReadMarker(args[0])
-		if err != nil {
-			return err
-		}
-		return e.print(m, func(out io.Writer) {
-			fmt.Fprintf(out, "%s: %s from snapshot %s, %s since %s, plan %s\n", args[0], m.Cluster, m.Snapshot, m.State, clock(m.At), m.Plan)
-		})
-	}}
-}
-
 func (e *env) restoreOpenCommand() *cobra.Command {
 	var opt restore.OpenOptions
-	cmd := &cobra.Command{Use: "open DIR", Short: "Start a restored cluster for its users", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		dir, err := filepath.Abs(args[0])
+	cmd := &cobra.Command{Use: "open ID|DIR", Short: "Start a restored cluster for its users", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		dir, _, err := e.restoreDir(args[0])
 		if err != nil {
-			return usage("%w", err)
+			return err
 		}
 		o, err := restore.Open(c.Context(), dir, opt)
 		if err != nil {
@@ -333,13 +333,21 @@ func (e *env) restoreOpenCommand() *cobra.Command {
 }
 
 func (e *env) restoreDiscardCommand() *cobra.Command {
-	return &cobra.Command{Use: "discard DIR", Short: "Remove what a restore made", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		dir, err := filepath.Abs(args[0])
+	return &cobra.Command{Use: "discard ID|DIR", Short: "Remove what a restore made", Args: cobra.ExactArgs(1), RunE: func(_ *cobra.Command, args []string) error {
+		dir, records, err := e.restoreDir(args[0])
 		if err != nil {
-			return usage("%w", err)
+			return err
 		}
-		if err := restore.Discard(dir); err != nil {
+		_, kept, err := records.of(dir)
+		if err != nil {
+			return err
+		}
+		// A restore that ended before it made anything leaves a record alone.
+		if err := restore.Discard(dir); err != nil && !(kept && errors.Is(err, fs.ErrNotExist)) {
 			return refused("", "%w", err)
+		}
+		if err := records.forget(dir); err != nil {
+			return err
 		}
 		fmt.Fprintln(e.out, "discarded", dir)
 		return nil

@@ -96,8 +96,11 @@ func (w *world) keptPlan(hash string) (p restore.Plan, err error) {
 
 func (e *env) restoreResumeCommand() *cobra.Command {
 	var t targetFlags
-	cmd := &cobra.Command{Use: "resume DIR", Short: "Go on with a restore that was ended: what is there and right is not fetched again", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		t.to = args[0]
+	cmd := &cobra.Command{Use: "resume ID|DIR", Short: "Go on with a restore that was ended: what is there and right is not fetched again", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		var err error
+		if t.to, _, err = e.restoreDir(args[0]); err != nil {
+			return err
+		}
 		m, err := restore.ReadMarker(t.to)
 		if err != nil {
 			return refused("", "%w", err)
