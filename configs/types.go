@@ -43,7 +43,7 @@ type TLS struct {
 // Limits bound what a node uses.
 type Limits struct {
 	Memory  Size `yaml:"memory" default:"512MiB" min:"64MiB" doc:"Memory for buffers of snapshots and restores."`
-	Upload  Rate `yaml:"upload" default:"0" doc:"Bytes per second sent to all zones together; 0 is no limit."`
+	Upload  Rate `yaml:"upload" default:"0" doc:"Bytes per second sent to all zones together; 0 is no limit. Snapshots and copies from zone to zone wait for it; WAL and notes never do, and their bytes are taken from the others' share, of which a tenth is always left."`
 	Workers int  `yaml:"workers" default:"2" min:"1" doc:"Compressing and sealing workers."`
 	Reserve Size `yaml:"reserve" default:"64MiB" doc:"A file of this size in the state directory, given up when its disk is full and made again when there is room; 0: none."`
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -187,33 +186,6 @@ func TestFailedSendEndsThePacking(t *testing.T) {
 		}
 	}
 	t.Error("a thousand frames were taken after the zones were full")
-}
-
-func TestPaceHoldsTheRateOverAllWorkers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := pace{rate: 1 << 20}
-		begun := time.Now()
-		var group errgroup.Group
-		for range 4 {
-			group.Go(func() error {
-				for range 5 {
-					if err := p.wait(t.Context(), 1<<20); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-		}
-		noErr(t, group.Wait())
-		if took := time.Since(begun); took != 20*time.Second {
-			t.Errorf("20 MiB at 1 MiB/s took %s", took)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := p.wait(ctx, 1<<30); !errors.Is(err, context.Canceled) {
-			t.Errorf("got %v", err)
-		}
-	})
 }
 
 func TestLargestStretchesFirstThenSmallFilesByPathAndNoControl(t *testing.T) {

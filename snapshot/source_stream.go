@@ -77,7 +77,7 @@ func (t *take) stream(ctx context.Context, since *postgres.Prior, started func(l
 
 func (t *take) streamOptions(sink *streamSink, since *postgres.Prior, started func(lsn.LSN)) postgres.BaseBackupOptions {
 	return postgres.BaseBackupOptions{
-		Label: "holdfast " + t.id, Fast: t.cfg.Fast, MaxRate: t.cfg.Rate, Since: since,
+		Label: "holdfast " + t.id, Fast: t.cfg.Fast, Since: since,
 		Started: func(at lsn.LSN, timeline uint32) {
 			sink.start = at
 			t.started(at, timeline)

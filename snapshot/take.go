@@ -67,7 +67,6 @@ type TakeConfig struct {
 	Level        string    // of compression: fastest (default), default, better
 
 	Workers int   // 2
-	Rate    int64 // raw bytes a second; 0: no limit
 	Memory  int64 // bytes for buffers; at least two packs (64 MiB) are needed (128 MiB)
 	// State is where the snapshot in the making keeps what it must find again; ""
 	// means a directory that is removed at the end.
@@ -189,7 +188,7 @@ func Take(ctx context.Context, cfg TakeConfig) (catalog.Snapshot, error) {
 	}
 	cfg.fill()
 	for {
-		t := &take{cfg: cfg, id: NewID(cfg.Now()), pace: pace{rate: cfg.Rate}}
+		t := &take{cfg: cfg, id: NewID(cfg.Now())}
 		t.log = cfg.Log.With(zap.String("cluster", cfg.Cluster), zap.String("snapshot", t.id))
 		snap, err := t.run(ctx)
 		if err != nil {
@@ -207,7 +206,6 @@ type take struct {
 	cfg       TakeConfig
 	id        string
 	log       *zap.Logger
-	pace      pace
 	making    *making
 	pack      *packer
 	srv       *server           // the server's facts and connections
@@ -358,14 +356,15 @@ func (t *take) step(name string) {
 	t.cfg.Progress(Progress{Step: name, Done: t.done, Total: t.total, Read: t.read})
 }
 
-// took counts n raw bytes and holds to the rate.
+// took counts n raw bytes. How fast they come is up to the packs, which the zones
+// and the limit of what is sent to them hold back.
 func (t *take) took(ctx context.Context, n int) error {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.done += int64(n)
 	t.read += int64(n)
 	t.cfg.Progress(Progress{Step: "copy", Done: t.done, Total: max(t.total, t.done), Read: t.read})
-	t.mu.Unlock()
-	return t.pace.wait(ctx, n)
+	return context.Cause(ctx)
 }
 
 // passed counts n raw bytes that need not be read.

@@ -193,13 +193,24 @@ func (stuckWAL) WaitDurable(ctx context.Context, _ lsn.LSN) error {
 	return ctx.Err()
 }
 
+// stalled takes no pack.
+type stalled struct{ vault.Writer }
+
+func (s stalled) Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error) {
+	if strings.Contains(name, "/packs/") {
+		<-ctx.Done()
+		return vault.Stored{}, ctx.Err()
+	}
+	return s.Writer.Put(ctx, name, body, opt)
+}
+
 // C-8
 func TestWALThatIsNotDurableEndsTheSnapshotEarly(t *testing.T) {
 	pg := startPG(t)
 	fill(pg, "big", 3000)
 	r := newRig(t)
 	cfg := r.config(pg, SourceFiles)
-	cfg.WAL, cfg.ArchiveCheck, cfg.Rate = stuckWAL{}, 100*time.Millisecond, 1<<20
+	cfg.WAL, cfg.ArchiveCheck, cfg.Store = stuckWAL{}, 100*time.Millisecond, stalled{r.vault.Writer()}
 	begun := time.Now()
 	_, err := Take(t.Context(), cfg)
 	if err == nil || !strings.Contains(err.Error(), "early archive check") || time.Since(begun) > 15*time.Second {

@@ -1,10 +1,6 @@
 package snapshot
 
 import (
-	"context"
-	"sync"
-	"time"
-
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 )
@@ -53,34 +49,4 @@ func (t *take) judge() catalog.Pages {
 		t.suspect("%s: a page with a wrong checksum claims position %s, the log ended at %s", t.newest, r.Latest, stop)
 	}
 	return p
-}
-
-// pace holds several goroutines together to rate bytes a second.
-type pace struct {
-	rate int64 // 0: no limit
-
-	mu   sync.Mutex
-	free time.Time // when the bytes so far are paid for
-}
-
-func (p *pace) wait(ctx context.Context, n int) error {
-	if p.rate <= 0 {
-		return context.Cause(ctx)
-	}
-	p.mu.Lock()
-	now := time.Now()
-	if p.free.Before(now) {
-		p.free = now
-	}
-	p.free = p.free.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
-	pause := p.free.Sub(now)
-	p.mu.Unlock()
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

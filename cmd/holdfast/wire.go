@@ -349,7 +349,7 @@ func (w *world) openVault(context.Context) error {
 		want := zone.Identity{Format: zone.Format, Repository: w.repoID, Zone: z.Name}
 		w.zones = append(w.zones, zone.Open(z.Name, w.drivers[z.Name], want, zone.Options{}))
 	}
-	c := vault.Config{Zones: w.zones, Quorum: w.cfg.Repository.WriteQuorum, Log: w.log, Place: w.place()}
+	c := vault.Config{Zones: w.zones, Quorum: w.cfg.Repository.WriteQuorum, Log: w.log, Place: w.place(), Upload: int64(w.cfg.Node.Limits.Upload)}
 	if w.holder != nil {
 		c.State = w.state("vault")
 		c.NoHeal = w.noHeal

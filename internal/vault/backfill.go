@@ -149,9 +149,9 @@ func (m *member) unready(phase int) map[string]bool {
 
 // pay copies one object to the zone that missed it.
 func (c *core) pay(ctx context.Context, m *member, name string, owed debt) error {
-	err := c.supply(ctx, m, name, owed)
+	err := c.supply(ctx, m, name, owed, true)
 	if err == nil {
-		err = c.copyTo(ctx, m, name, owed)
+		err = c.copyTo(ctx, m, name, owed, true)
 	}
 	switch {
 	case err == nil:

@@ -64,7 +64,7 @@ func (c *core) healOne(ctx context.Context, m *member, want Need) (healed bool, 
 	}
 	owed := debt{Size: want.Size, SHA256: want.SHA256}
 	if !sick(err) {
-		err = c.copyTo(ctx, m, want.Name, owed)
+		err = c.copyTo(ctx, m, want.Name, owed, true)
 	}
 	if err == nil {
 		m.settle(want.Name, owed)
@@ -93,7 +93,7 @@ func (m *member) holds(ctx context.Context, want Need) (err error) {
 
 // copyTo makes the zone hold the object: from the other zones, verified, with
 // the lock that is owed. It repairs what is there and wrong.
-func (c *core) copyTo(ctx context.Context, m *member, name string, owed debt) error {
+func (c *core) copyTo(ctx context.Context, m *member, name string, owed debt, bulk bool) error {
 	if c.barred(name) {
 		return fmt.Errorf("copying %s: %w", name, ErrRemoved)
 	}
@@ -125,7 +125,7 @@ func (c *core) copyTo(ctx context.Context, m *member, name string, owed debt) er
 	if owed.SHA256 == "" {
 		mode = Refuse // agreement of others is not knowledge enough to overwrite
 	}
-	return m.place(ctx, newJob(name, body, PutOptions{LockUntil: lock, Conflict: mode}, debt{}))
+	return m.place(ctx, c.newJob(name, body, PutOptions{LockUntil: lock, Conflict: mode}, debt{}, bulk))
 }
 
 // source gets the right bytes from the other zones where the name belongs.
@@ -180,11 +180,12 @@ func agreed(ctx context.Context, s set, name string) ([]byte, error) {
 }
 
 // supply makes the zone hold all that a note needs, locked for as long as the note.
-func (c *core) supply(ctx context.Context, m *member, note string, owed debt) error {
+// bulk: the note is none that somebody waits for.
+func (c *core) supply(ctx context.Context, m *member, note string, owed debt, bulk bool) error {
 	if len(owed.Needs) == 0 {
 		return nil
 	}
-	if err := c.bringAll(ctx, m, owed.Needs); err != nil {
+	if err := c.bringAll(ctx, m, owed.Needs, bulk); err != nil {
 		return err
 	}
 	if err := m.extendOlder(ctx, note, owed); err != nil {
@@ -239,7 +240,7 @@ func (m *member) extend(ctx context.Context, n Need, until time.Time) error {
 }
 
 // bringAll copies what the zone lacks of needs.
-func (c *core) bringAll(ctx context.Context, m *member, needs []Need) error {
+func (c *core) bringAll(ctx context.Context, m *member, needs []Need, bulk bool) error {
 	lacking, err := m.lacking(ctx, needs)
 	if m.saw(err, 0); err != nil {
 		return fmt.Errorf("looking for what the note names: %w", err)
@@ -249,7 +250,7 @@ func (c *core) bringAll(ctx context.Context, m *member, needs []Need) error {
 		if !known || owed.SHA256 == "" {
 			owed = debt{Size: need.Size, SHA256: need.SHA256}
 		}
-		if err := c.copyTo(ctx, m, need.Name, owed); err != nil {
+		if err := c.copyTo(ctx, m, need.Name, owed, bulk || mayWait(need.Name)); err != nil {
 			return fmt.Errorf("the note names %s, which the zone lacks: %w", need.Name, err)
 		}
 		m.settle(need.Name, owed)

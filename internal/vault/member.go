@@ -31,6 +31,7 @@ type member struct {
 	store
 	name  string
 	slots chan struct{} // writes in flight
+	bulk  chan struct{} // of these, what may wait
 	debts *debts
 	kick  chan struct{} // wakes the back-fill
 	// returned hears that the zone answered again after a fault.
@@ -48,6 +49,7 @@ func newMember(z store, returned func()) *member {
 	return &member{
 		store: z, name: z.Name(), debts: newDebts(), returned: returned,
 		slots: make(chan struct{}, writesPerZone),
+		bulk:  make(chan struct{}, bulkPerZone),
 		kick:  make(chan struct{}, 1),
 	}
 }

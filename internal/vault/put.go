@@ -52,14 +52,14 @@ type Stored struct {
 // Below the quorum the error is ErrQuorum (and ErrConflict where a zone holds
 // other bytes) and names each zone's fault; calling again is safe.
 func (w Writer) Put(ctx context.Context, name string, body []byte, opt PutOptions) (Stored, error) {
-	return w.v.put(ctx, newJob(name, body, opt, debt{}))
+	return w.v.put(ctx, w.v.newJob(name, body, opt, debt{}, mayWait(name)))
 }
 
 // PutNote is Put for a note that vouches for other objects: each zone gets it
 // only when that zone shows every one of them, which are copied there from other
 // zones where they lack. It returns nil when W zones hold the note.
 func (w Writer) PutNote(ctx context.Context, name string, body []byte, needs []Need, opt PutOptions) (Stored, error) {
-	return w.v.put(ctx, newJob(name, body, opt, debt{Needs: needs}))
+	return w.v.put(ctx, w.v.newJob(name, body, opt, debt{Needs: needs}, mayWait(name)))
 }
 
 // job is one object on its way to the zones.
@@ -69,17 +69,18 @@ type job struct {
 	opt  zone.CreateOptions
 	mode Conflict
 	debt debt
+	bulk bool // may wait for WAL and notes: see pacer
 }
 
-func newJob(name string, body []byte, opt PutOptions, d debt) *job {
+func (c *core) newJob(name string, body []byte, opt PutOptions, d debt, bulk bool) *job {
 	sum := opt.SHA256
 	if sum == [32]byte{} {
 		sum = sha256.Sum256(body)
 	}
 	d.Size, d.SHA256, d.LockUntil = int64(len(body)), hex.EncodeToString(sum[:]), opt.LockUntil
 	return &job{
-		name: name, body: body, mode: opt.Conflict, debt: d,
-		opt: zone.CreateOptions{SHA256: sum, LockUntil: opt.LockUntil},
+		name: name, body: body, mode: opt.Conflict, debt: d, bulk: bulk,
+		opt: zone.CreateOptions{SHA256: sum, LockUntil: opt.LockUntil, Pace: c.pace(bulk)},
 	}
 }
 
@@ -147,13 +148,11 @@ func (v *Vault) launch(j *job) (*fan, error) {
 
 // write brings the job's bytes into one zone, trying again a few times.
 func (c *core) write(ctx context.Context, m *member, j *job) error {
-	select {
-	case m.slots <- struct{}{}:
-		defer func() { <-m.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	leave, err := m.enter(ctx, j.bulk)
+	if err != nil {
+		return err
 	}
-	var err error
+	defer leave()
 	for attempt := range writeAttempts {
 		if attempt > 0 && !pause(ctx, time.Duration(100<<attempt)*time.Millisecond) {
 			break
@@ -161,7 +160,7 @@ func (c *core) write(ctx context.Context, m *member, j *job) error {
 		if attempt > 0 && c.barred(j.name) {
 			return fmt.Errorf("storing %s: %w", j.name, ErrRemoved)
 		}
-		if err = c.supply(ctx, m, j.name, j.debt); err == nil {
+		if err = c.supply(ctx, m, j.name, j.debt, j.bulk); err == nil {
 			err = m.place(ctx, j)
 		}
 		if err == nil || lasting(err) {
@@ -169,6 +168,26 @@ func (c *core) write(ctx context.Context, m *member, j *job) error {
 		}
 	}
 	return err
+}
+
+// enter waits for a place among the writes to the zone; bulk never has them all.
+func (m *member) enter(ctx context.Context, bulk bool) (leave func(), err error) {
+	places := []chan struct{}{m.slots}
+	if bulk {
+		places = []chan struct{}{m.bulk, m.slots}
+	}
+	leave = func() {}
+	for _, place := range places {
+		select {
+		case place <- struct{}{}:
+			before := leave
+			leave = func() { <-place; before() }
+		case <-ctx.Done():
+			leave()
+			return nil, ctx.Err()
+		}
+	}
+	return leave, nil
 }
 
 // pause waits about d and says whether the context still lives.

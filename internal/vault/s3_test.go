@@ -30,7 +30,7 @@ type cloud struct {
 	bad []string
 }
 
-func launch(t *testing.T) *cloud {
+func launch(t *testing.T, options ...func(*vault.Config)) *cloud {
 	t.Helper()
 	c := &cloud{t: t, servers: zonetest.StartS3(t, 3)}
 	conf := vault.Config{
@@ -50,6 +50,9 @@ func launch(t *testing.T) *cloud {
 		c.zones = append(c.zones, zone.Open(names[i], d, id, zone.Options{Timeout: 3 * time.Second}))
 	}
 	conf.Zones = c.zones
+	for _, option := range options {
+		option(&conf)
+	}
 	v, err := vault.Open(conf)
 	if err != nil {
 		t.Fatal(err)
@@ -255,5 +258,40 @@ func TestWhatANoteRefersToIsLockedForAsLongAsTheNote(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// limits.upload: what is sent to all zones together, by the bytes that go out, and WAL
+// does not wait for it. The zones' deadline of 3 s does not count the waiting.
+func TestUploadsToS3KeepToTheLimitAndWALDoesNotWait(t *testing.T) {
+	const rate, pack, packs = 1 << 20, 1 << 20, 3
+	c := launch(t, func(conf *vault.Config) { conf.Upload = rate })
+	begun := time.Now()
+	stored := make(chan error, packs)
+	for i := range packs {
+		body := bytes.Repeat([]byte{byte(i)}, pack)
+		go func() {
+			_, err := c.Writer().Put(t.Context(), fmt.Sprintf("clusters/x/snapshots/s/packs/%d-%s.age", i, digest(body)), body, vault.PutOptions{})
+			stored <- err
+		}()
+	}
+	for i := range 5 { // one after the other: each is there before the packs are
+		body := bytes.Repeat([]byte{'w', byte(i)}, 8<<10)
+		if _, err := c.Writer().Put(t.Context(), fmt.Sprintf("clusters/x/wal/1/1/%d.age", i), body, vault.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begun); len(stored) > 0 || took > 2*time.Second {
+		t.Errorf("WAL was stored after %s and %d packs", took, len(stored))
+	}
+	for range packs {
+		if err := <-stored; err != nil {
+			t.Error(err)
+		}
+	}
+	// The quorum has two of three copies of each pack, and they share alike.
+	sent := packs * 2 * pack
+	if took, least := time.Since(begun), time.Duration(sent-rate/2)*time.Second/rate; took < least {
+		t.Errorf("%d bytes were acknowledged after %s, want %s at least at %d bytes/s", sent, took, least, rate)
 	}
 }

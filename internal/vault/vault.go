@@ -61,6 +61,10 @@ type Config struct {
 	// Outstanding bounds the bytes of bodies that writes hold after they were
 	// acknowledged, and separately those of back-fill (128 MiB each).
 	Outstanding int64
+	// Upload is how many bytes a second are sent to all zones together; 0: no limit.
+	// WAL and notes are never kept waiting by it, and are paid for by what waits:
+	// packs, maps and manifests of snapshots, and copies from zone to zone.
+	Upload int64
 }
 
 // Prefixes are the folders of the repository that reconciliation compares.
@@ -71,6 +75,7 @@ var Prefixes = []string{
 
 const (
 	writesPerZone = 16      // writes in flight or waiting for a hung zone
+	bulkPerZone   = 8       // of these, packs and what else may wait
 	copiesPerZone = 2       // back-fills in flight to one zone
 	writeAttempts = 3       // tries of one zone before a write below quorum fails
 	maxDebts      = 1 << 17 // journalled debts of one zone; more are left to reconciliation
@@ -100,7 +105,8 @@ type core struct {
 	relist   atomic.Bool         // a zone paid its debts, but there were more than fit
 	held     *semaphore.Weighted // bytes held by writes that were acknowledged
 	copying  *semaphore.Weighted // bytes held by back-fill
-	ctx      context.Context     // ends at Close: what goes on behind an acknowledgement
+	pacer    *pacer
+	ctx      context.Context // ends at Close: what goes on behind an acknowledgement
 	cancel   context.CancelFunc
 
 	mu     sync.Mutex
@@ -131,6 +137,7 @@ func Open(cfg Config) (*Vault, error) {
 		held:    semaphore.NewWeighted(cfg.Outstanding),
 		copying: semaphore.NewWeighted(cfg.Outstanding),
 		recheck: make(chan struct{}, 1),
+		pacer:   newPacer(cfg.Upload),
 	}
 	c.flights.init()
 	c.ctx, c.cancel = context.WithCancel(context.Background())

@@ -299,6 +299,52 @@ func TestACallThatHangsInTheDriverIsLeftBehindAndCounted(t *testing.T) {
 	})
 }
 
+// What we keep a call waiting for is none of the zone's silence; the rest is.
+func TestAPacedWriteIsNotTakenForAHungZone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, dir := openDir(t, "a")
+		d, err := dirzone.New(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		z := zone.Open("a", &slowDriver{Driver: d, takes: 50 * time.Second}, zonetest.Identity("a"), zone.Options{Timeout: time.Minute})
+		body := []byte("paced")
+		opt := zone.CreateOptions{SHA256: sha256.Sum256(body), Pace: func(context.Context, int) error {
+			<-time.After(10 * time.Minute)
+			return nil
+		}}
+		begun := time.Now()
+		if err := z.Create(t.Context(), "one", body, opt); err != nil || time.Since(begun) != 10*time.Minute+50*time.Second {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+		z = zone.Open("a", &slowDriver{Driver: d, takes: time.Hour}, zonetest.Identity("a"), zone.Options{Timeout: time.Minute})
+		begun = time.Now()
+		if err := z.Create(t.Context(), "two", body, opt); !errors.Is(err, zone.ErrUnreachable) {
+			t.Errorf("a zone that hangs after the pace let it go: %v", err)
+		}
+		if took := time.Since(begun); took > 12*time.Minute {
+			t.Errorf("it was given up after %s", took)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := z.Create(ctx, "three", body, opt); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("its caller gave up: %v", err)
+		}
+		<-time.After(2 * time.Hour) // what was left behind ends
+	})
+}
+
+// slowDriver writes, and takes its time.
+type slowDriver struct {
+	zone.Driver
+	takes time.Duration
+}
+
+func (s *slowDriver) Create(ctx context.Context, name string, body []byte, opt zone.CreateOptions) error {
+	<-time.After(s.takes)
+	return s.Driver.Create(ctx, name, body, opt)
+}
+
 // stuckDriver is a disk whose server is away: stat(2) does not return.
 type stuckDriver struct {
 	zone.Driver

@@ -82,28 +82,32 @@ func (z *Zone) Check(ctx context.Context) error { return z.verify(ctx, -1) }
 
 // Create implements [Creator].
 func (z *Zone) Create(ctx context.Context, name string, body []byte, opt CreateOptions) error {
-	return z.change(ctx, "create", name, len(body), func(ctx context.Context) error {
+	var paused pauses
+	opt.Pace = paused.count(opt.Pace)
+	return z.change(ctx, "create", name, len(body), &paused, func(ctx context.Context) error {
 		return z.d.Create(ctx, name, body, opt)
 	})
 }
 
 // Repair implements [Repairer].
 func (z *Zone) Repair(ctx context.Context, name string, body []byte, opt CreateOptions) error {
-	return z.change(ctx, "repair", name, len(body), func(ctx context.Context) error {
+	var paused pauses
+	opt.Pace = paused.count(opt.Pace)
+	return z.change(ctx, "repair", name, len(body), &paused, func(ctx context.Context) error {
 		return z.d.Repair(ctx, name, body, opt)
 	})
 }
 
 // ExtendLock implements [LockExtender].
 func (z *Zone) ExtendLock(ctx context.Context, name, version string, until time.Time) error {
-	return z.change(ctx, "extend the lock of", name, 0, func(ctx context.Context) error {
+	return z.change(ctx, "extend the lock of", name, 0, nil, func(ctx context.Context) error {
 		return z.d.ExtendLock(ctx, name, version, until)
 	})
 }
 
 // RemoveVersion implements [Remover].
 func (z *Zone) RemoveVersion(ctx context.Context, name, version string) error {
-	return z.change(ctx, "remove", name, 0, func(ctx context.Context) error {
+	return z.change(ctx, "remove", name, 0, nil, func(ctx context.Context) error {
 		return z.d.RemoveVersion(ctx, name, version)
 	})
 }
@@ -121,11 +125,11 @@ func (z *Zone) Stat(ctx context.Context, name, version string) (Object, error) {
 
 // change sees the identity before, so that nothing is written or removed in the
 // wrong place, and after, so that nothing is acknowledged that went there.
-func (z *Zone) change(ctx context.Context, what, name string, size int, fn func(context.Context) error) error {
+func (z *Zone) change(ctx context.Context, what, name string, size int, paused *pauses, fn func(context.Context) error) error {
 	err := z.verify(ctx, z.opt.IdentityTTL)
 	if err == nil {
 		limit := z.opt.Timeout + time.Duration(int64(size)*int64(time.Second)/z.opt.MinRate)
-		_, err = call(ctx, z, limit, func(ctx context.Context) (struct{}, error) {
+		_, err = callPaused(ctx, z, limit, paused, func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, fn(ctx)
 		}, nil)
 		err = z.confirm(ctx, err, z.opt.IdentityTTL)
@@ -192,13 +196,18 @@ func (z *Zone) Close() error { return z.d.Close() }
 // call runs fn and leaves it behind when it does not end in time; drop gets
 // what such a straggler returns after all.
 func call[T any](ctx context.Context, z *Zone, limit time.Duration, fn func(context.Context) (T, error), drop func(T)) (T, error) {
+	return callPaused(ctx, z, limit, nil, fn, drop)
+}
+
+// callPaused is call with time that is none of the zone's.
+func callPaused[T any](ctx context.Context, z *Zone, limit time.Duration, paused *pauses, fn func(context.Context) (T, error), drop func(T)) (T, error) {
 	type result struct {
 		v   T
 		err error
 	}
 	var none T
 	outer := ctx
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := paused.limit(ctx, limit)
 	defer cancel()
 	select {
 	case z.slots <- struct{}{}:

@@ -54,6 +54,17 @@ type CreateOptions struct {
 	// LockUntil is zero for no lock. A zone that is configured without locks
 	// keeps the object unlocked all the same, and Stat and Probe say so.
 	LockUntil time.Time
+	// Pace, where it is set, is called by one goroutine before each n more bytes of
+	// the body are sent, and may wait; the waiting is not the zone's slowness.
+	Pace func(ctx context.Context, n int) error
+}
+
+// Spend calls Pace where there is one.
+func (o CreateOptions) Spend(ctx context.Context, n int) error {
+	if o.Pace == nil || n == 0 {
+		return nil
+	}
+	return o.Pace(ctx, n)
 }
 
 // Creator makes objects that did not exist.

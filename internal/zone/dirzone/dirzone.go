@@ -100,6 +100,9 @@ func (d *Driver) put(ctx context.Context, name string, body []byte, opt zone.Cre
 	if sha256.Sum256(body) != opt.SHA256 {
 		return fmt.Errorf("%w: the body's is %x, and %x was to be written", zone.ErrDigest, sha256.Sum256(body), opt.SHA256)
 	}
+	if err := opt.Spend(ctx, len(body)); err != nil {
+		return err
+	}
 	// A removal may prune an empty directory between our making and using it.
 	for try := 0; ; try++ {
 		err := d.putOnce(ctx, name, file, body, by)

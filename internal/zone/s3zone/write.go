@@ -37,7 +37,7 @@ func (d *Driver) Create(ctx context.Context, name string, body []byte, opt zone.
 	}
 	in.IfNoneMatch = aws.String("*")
 	for try := 1; ; try++ {
-		err := d.put(ctx, name, in, body)
+		err := d.put(ctx, name, in, body, opt)
 		switch code(err) {
 		case "PreconditionFailed":
 			return d.whose(ctx, name, in.Metadata[metaCall])
@@ -68,18 +68,35 @@ func (d *Driver) Repair(ctx context.Context, name string, body []byte, opt zone.
 	if err != nil {
 		return err
 	}
-	return explain(ctx, d.put(ctx, name, in, body))
+	return explain(ctx, d.put(ctx, name, in, body, opt))
 }
 
-func (d *Driver) put(ctx context.Context, name string, in *s3.PutObjectInput, body []byte) error {
+func (d *Driver) put(ctx context.Context, name string, in *s3.PutObjectInput, body []byte, opt zone.CreateOptions) error {
 	client, _, err := d.at(name)
 	if err != nil {
 		return err
 	}
-	in.Body = bytes.NewReader(body)
+	in.Body = &sending{ctx: ctx, body: bytes.NewReader(body), opt: opt}
 	_, err = client.PutObject(ctx, in)
 	return err
 }
+
+// sending is a body on its way, from its beginning again where it is tried again.
+type sending struct {
+	ctx  context.Context
+	body *bytes.Reader
+	opt  zone.CreateOptions
+}
+
+func (s *sending) Read(p []byte) (int, error) {
+	n, err := s.body.Read(p)
+	if perr := s.opt.Spend(s.ctx, n); perr != nil {
+		return 0, perr
+	}
+	return n, err
+}
+
+func (s *sending) Seek(off int64, whence int) (int64, error) { return s.body.Seek(off, whence) }
 
 func (d *Driver) input(name string, body []byte, opt zone.CreateOptions) (*s3.PutObjectInput, error) {
 	_, key, err := d.at(name)
