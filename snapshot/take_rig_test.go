@@ -222,7 +222,13 @@ func (r *rig) unpack(m catalog.Manifest, dir string) {
 		noErr(r.t, os.MkdirAll(filepath.Join(dir, d.Path), 0o700))
 	}
 	for _, f := range m.Files {
-		data := make([]byte, f.Size)
+		at := filepath.Join(dir, f.Path)
+		if f.Outside {
+			at = filepath.Join(r.t.TempDir(), "outside")
+		}
+		file, err := os.OpenFile(at, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		noErr(r.t, err)
+		noErr(r.t, file.Truncate(f.Size)) // what is zero stays a hole
 		noErr(r.t, maps.Leaves(r.t.Context(), f, func(first int64, l catalog.Leaf) error {
 			for _, run := range l.Runs {
 				if run.Frame == catalog.ZeroFrame {
@@ -233,13 +239,13 @@ func (r *rig) unpack(m catalog.Manifest, dir string) {
 				if !ok || len(raw) != x.Raw {
 					return fmt.Errorf("%s: pack %d has no frame at %d of %d bytes", f.Path, x.Pack, x.Off, x.Raw)
 				}
-				copy(data[(first+int64(run.First))*page.Size:], raw[run.Off:run.Off+run.Bytes(first, f.Size)])
+				if _, err := file.WriteAt(raw[run.Off:run.Off+run.Bytes(first, f.Size)], (first+int64(run.First))*page.Size); err != nil {
+					return err
+				}
 			}
 			return nil
 		}))
-		if !f.Outside {
-			noErr(r.t, os.WriteFile(filepath.Join(dir, f.Path), data, 0o600))
-		}
+		noErr(r.t, file.Close())
 	}
 	noErr(r.t, os.WriteFile(filepath.Join(dir, "backup_label"), m.Header.Label, 0o600))
 }
