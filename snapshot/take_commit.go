@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -162,33 +161,34 @@ func (t *take) sealManifest(packs []catalog.ManifestPack, maps []catalog.Manifes
 	return body.Bytes(), err
 }
 
-// NextLink continues the chain of a node's snapshot notes in one lineage: it
-// names the newest of them. A listing that may miss some is an error, for two
-// notes would get one number.
-func NextLink(ctx context.Context, src catalog.Source, trust catalog.Truster, cluster, node string, epoch int) (catalog.Link, error) {
-	listing, err := src.List(ctx, catalog.SnapshotsDir(cluster))
+// nextLink continues the chain of a node's snapshot notes in one lineage: it names
+// the one of the highest number, which after a step of the clock need not be that of
+// the newest id. An answer that may miss some is an error, for two notes would get one
+// number.
+func (t *take) nextLink(ctx context.Context, node string, epoch int) (catalog.Link, error) {
+	all, err := t.cfg.Catalog.Snapshots(ctx, t.cfg.Cluster)
+	if err == nil && !all.Complete {
+		err = catalog.ErrIncomplete
+	}
+	for _, f := range all.Faults {
+		if errors.Is(f, vault.ErrDoubt) { // what nobody vouches for is no link, and must not end snapshots
+			err = errors.Join(err, f)
+		}
+	}
 	if err != nil {
 		return catalog.Link{}, fmt.Errorf("look for the snapshot before: %w", err)
 	}
-	if !listing.Complete {
-		return catalog.Link{}, fmt.Errorf("look for the snapshot before: %w", catalog.ErrIncomplete)
-	}
-	for _, o := range slices.Backward(listing.Objects) { // ids sort by time
-		if !strings.HasSuffix(o.Name, "/snapshot.note") {
-			continue
-		}
-		s, hash, err := openSnapshot(ctx, src, trust, o.Name, cluster)
-		if ctx.Err() != nil || errors.Is(err, vault.ErrDoubt) {
-			return catalog.Link{}, err
-		}
-		if err != nil {
-			continue // a note that nobody vouches for is no link, and must not end snapshots
-		}
-		if s.Node == node && s.Epoch == epoch {
-			return catalog.Link{Number: s.Number + 1, Prev: hash}, nil
+	var last catalog.Snapshot
+	for _, s := range all.All {
+		if s.Body.Node == node && s.Body.Epoch == epoch && s.Body.Number > last.Number {
+			last = s.Body
 		}
 	}
-	return catalog.Link{Number: 1}, nil
+	if last.Number == 0 {
+		return catalog.Link{Number: 1}, nil
+	}
+	_, hash, err := openSnapshot(ctx, t.cfg.Store, t.cfg.Trust, catalog.SnapshotName(t.cfg.Cluster, last.ID), t.cfg.Cluster)
+	return catalog.Link{Number: last.Number + 1, Prev: hash}, err
 }
 
 // openSnapshot fetches one note and the hash of its bytes.

@@ -87,7 +87,7 @@ func (t *take) deliver(ctx context.Context, c closing) (catalog.Snapshot, error)
 
 // putNote commits: in each zone only when that zone holds every object.
 func (t *take) putNote(ctx context.Context, s *catalog.Snapshot, refs []catalog.Ref) (err error) {
-	if s.Link, err = NextLink(ctx, t.cfg.Store, t.cfg.Trust, s.Cluster, s.Node, s.Epoch); err != nil {
+	if s.Link, err = t.nextLink(ctx, s.Node, s.Epoch); err != nil {
 		return err
 	}
 	body, err := seal.SignNote(catalog.KindSnapshot, s, t.cfg.Signer)

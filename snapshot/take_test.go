@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
@@ -218,6 +219,30 @@ func TestListNamesEveryObjectAndChainContinues(t *testing.T) {
 	}
 	if got := r.notes(); len(got) != 3 {
 		t.Errorf("the note is in zones %v", got)
+	}
+}
+
+// A clock that steps back gives ids that sort before those there are.
+func TestTheChainOfNotesGoesOnAfterTheClockSteppedBack(t *testing.T) {
+	pg := startPG(t)
+	r := newRig(t)
+	cfg := r.config(pg, SourceFiles)
+	cfg.State = ""
+	var before catalog.Snapshot
+	for n, at := range []time.Duration{0, -time.Hour, -time.Minute} {
+		cfg.Now = func() time.Time { return time.Now().Add(at) }
+		s := r.take(cfg)
+		prev := ""
+		if n > 0 {
+			name := catalog.SnapshotName("main", before.ID)
+			_, hash, err := openSnapshot(t.Context(), r.vault.Reader(), r.trust, name, "main")
+			noErr(t, err)
+			prev = hash
+		}
+		if s.Number != int64(n+1) || s.Prev != prev {
+			t.Errorf("%s, after %s: %+v, want number %d after %q", s.ID, before.ID, s.Link, n+1, prev)
+		}
+		before = s
 	}
 }
 
