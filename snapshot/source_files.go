@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"unicode/utf8"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
@@ -149,6 +150,9 @@ func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) erro
 	group, ctx := errgroup.WithContext(ctx)
 	for range min(t.cfg.Workers, len(work)) {
 		group.Go(func() error {
+			if err := datadir.GiveWay(); err != nil {
+				t.log.Debug("reading at the priority of everything else", zap.Error(err))
+			}
 			cut := t.lane(ctx)
 			for n := next.Add(1) - 1; n < int64(len(work)); n = next.Add(1) - 1 {
 				for _, f := range work[n].files {

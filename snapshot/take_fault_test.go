@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres"
+	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -185,6 +186,27 @@ func TestZoneThatIsAwayGetsTheNoteOnlyAfterBackFill(t *testing.T) {
 	}
 }
 
+// The server's own reads come first, and nothing else of this process is slowed.
+func TestReadersOfTheDataDirectoryGiveWayToTheServer(t *testing.T) {
+	pg := startPG(t)
+	cfg := newRig(t).config(pg, SourceFiles)
+	var gave, did atomic.Int64
+	cfg.Progress = func(p Progress) {
+		switch {
+		case p.Step == "copy" && datadir.GivesWay():
+			gave.Add(1)
+		case p.Step != "copy" && datadir.GivesWay():
+			t.Errorf("step %s gives way", p.Step)
+		case p.Step == "copy":
+			did.Add(1)
+		}
+	}
+	_, err := Take(t.Context(), cfg)
+	if noErr(t, err); gave.Load() == 0 || did.Load() > 1 { // pg_control comes last, and alone
+		t.Errorf("%d pieces were read giving way, %d not", gave.Load(), did.Load())
+	}
+}
+
 // stuckWAL never becomes durable.
 type stuckWAL struct{}
 
@@ -259,16 +281,24 @@ func TestT17AStandbyIsASourceAndItsPromotionIsAnError(t *testing.T) {
 			t.Errorf("compared with %q, want %s", r.manifest(second).Header.Base, s.ID)
 		}
 	})
-	r := newRig(t)
-	cfg := r.config(standby, SourceFiles)
-	var once sync.Once
-	cfg.Progress = func(p Progress) {
-		if p.Step == "copy" {
-			once.Do(standby.Promote)
+	for source, want := range map[string]func(error) bool{
+		SourceFiles: func(err error) bool { return errors.Is(err, postgres.ErrChanged) },
+		SourceStream: func(err error) bool {
+			return err != nil && strings.Contains(err.Error(), "promoted during online backup")
+		},
+	} {
+		r := newRig(t)
+		promoted := pg.Standby(t, "wal_keep_size = '4GB'")
+		cfg := r.config(promoted, source)
+		var once sync.Once
+		cfg.Progress = func(p Progress) {
+			if p.Step == "copy" {
+				once.Do(promoted.Promote)
+			}
 		}
-	}
-	if _, err := Take(t.Context(), cfg); !errors.Is(err, postgres.ErrChanged) || len(r.notes()) > 0 {
-		t.Errorf("got %v, want that the server changed", err)
+		if _, err := Take(t.Context(), cfg); !want(err) || len(r.notes()) > 0 {
+			t.Errorf("%s: got %v, want that the server changed", source, err)
+		}
 	}
 }
 
