@@ -59,7 +59,9 @@ func (r *rig) begin(node string, args ...string) (*exec.Cmd, <-chan int) {
 	return cmd, ended
 }
 
-func (r *rig) restores() []restoreView { return ask[restoresDoc](r, "drill", "restore", "list").Restores }
+func (r *rig) restores() []restoreView {
+	return ask[restoresDoc](r, "drill", "restore", "list").Restores
+}
 
 // reaches waits until the newest restore is in a status and a state.
 func (r *rig) reaches(status string, states ...string) (v restoreView) {
