@@ -23,6 +23,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 	"github.com/holdfast-dr/holdfast/internal/zone/dirzone"
@@ -33,7 +34,7 @@ import (
 // The test binary is restore_command's program as well, and the drill that is killed.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 6 && os.Args[1] == "wal" && os.Args[2] == "fetch" {
-		code, err := restore.FetchMain(os.Args[4], os.Args[5], os.Args[6])
+		code, err := thin.Fetch(os.Args[4], os.Args[5], os.Args[6])
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}

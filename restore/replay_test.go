@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/restore"
 )
 
@@ -146,7 +147,7 @@ func testServedFiles(t *testing.T, w *world, _ oracle) {
 	ask := func(name string, want int) {
 		t.Helper()
 		os.Remove(dest)
-		code, err := restore.FetchMain(socket, name, dest)
+		code, err := thin.Fetch(socket, name, dest)
 		if code != want || (err != nil) != (want == restore.ExitDoubt) {
 			t.Errorf("%s: %d and %v, want %d", name, code, err, want)
 		}
@@ -163,7 +164,7 @@ func testServedFiles(t *testing.T, w *world, _ oracle) {
 	f.show(0, 1, 2)
 	ask(p.Files[0].Name, restore.ExitFetched)
 	cancel()
-	if code, _ := restore.FetchMain(filepath.Join(dir, "no.sock"), p.Files[0].Name, dest); code != restore.ExitDoubt {
+	if code, _ := thin.Fetch(filepath.Join(dir, "no.sock"), p.Files[0].Name, dest); code != restore.ExitDoubt {
 		t.Errorf("without a restore: %d", code)
 	}
 }

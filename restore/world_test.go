@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/postgres/sandbox"
 	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 	"github.com/holdfast-dr/holdfast/internal/zone/dirzone"
@@ -52,7 +53,7 @@ func fetchMain(socket, name, dest string) int {
 		_ = self.Kill()
 		select {}
 	}
-	code, err := restore.FetchMain(socket, name, dest)
+	code, err := thin.Fetch(socket, name, dest)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}

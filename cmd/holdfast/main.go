@@ -7,6 +7,10 @@
 // next. It never prints a secret.
 package main
 
-import "os"
+import (
+	"os"
+
+	_ "github.com/holdfast-dr/holdfast/cmd/holdfast/early" // ends here when archive_command is all there is to do
+)
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/incident"
 	"github.com/holdfast-dr/holdfast/internal/server"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/scheduler"
 )
 
@@ -21,7 +22,7 @@ var (
 	opJobs         = server.Op[none, jobsDoc]{ID: "job-list", Method: http.MethodGet, Path: "/v1/jobs", Summary: "The newest jobs"}
 	opSnapshotTake = server.Op[takeIn, jobRef]{ID: "snapshot-take", Method: http.MethodPost, Path: "/v1/clusters/{cluster}/snapshots", Summary: "Take a snapshot"}
 	opSnapshotList = server.Op[clusterQuery, snapshotsDoc]{ID: "snapshot-list", Method: http.MethodGet, Path: "/v1/snapshots", Summary: "The snapshots"}
-	opWALPush      = server.Op[pushIn, pushDoc]{ID: "wal-push", Method: http.MethodPost, Path: "/v1/wal", Summary: "Archive one file, for archive_command"}
+	opWALPush      = server.Op[pushIn, pushDoc]{ID: "wal-push", Method: http.MethodPost, Path: thin.PushPath, Summary: "Archive one file, for archive_command"}
 	opWALStatus    = server.Op[clusterQuery, walDoc]{ID: "wal-status", Method: http.MethodGet, Path: "/v1/wal", Summary: "The window, the lag and the gaps of the WAL"}
 	opIncidents    = server.Op[none, incidentsDoc]{ID: "incident-list", Method: http.MethodGet, Path: "/v1/incidents", Summary: "The incidents"}
 )

@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/server"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 )
 
 // version is set when the program is linked.
@@ -88,7 +89,7 @@ func (e *env) root() *cobra.Command {
 	}
 	defaultConfig := os.Getenv("HOLDFAST_CONFIG")
 	if defaultConfig == "" {
-		defaultConfig = "/etc/holdfast/holdfast.yaml"
+		defaultConfig = thin.DefaultConfig
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&e.config, "config", defaultConfig, "configuration `FILE` (or HOLDFAST_CONFIG)")

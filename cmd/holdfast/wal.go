@@ -12,16 +12,13 @@ import (
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/server"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/restore"
 	"github.com/holdfast-dr/holdfast/snapshot"
 )
 
 type pushIn struct {
-	Body struct {
-		Cluster string `json:"cluster,omitempty" doc:"Needed where the configuration has several."`
-		Path    string `json:"path" doc:"What archive_command has as %p."`
-		DataDir string `json:"data_dir" doc:"The command's working directory."`
-	}
+	Body thin.Push
 }
 
 type pushDoc struct {
@@ -127,7 +124,7 @@ func (e *env) walFetchCommand() *cobra.Command {
 		Use: "fetch NAME DEST", Short: "Fetch one file: exit 0 fetched, 1 proven absent, 254 every doubt", Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			if room != "" {
-				code, err := restore.FetchMain(room, args[0], args[1])
+				code, err := thin.Fetch(room, args[0], args[1])
 				if code == restore.ExitAbsent {
 					return errors.Join(errAbsent, silent{code})
 				}

@@ -1,0 +1,4 @@
+package thin
+
+// SocketOf is tested beside configs.
+var SocketOf = socketOf
