@@ -35,6 +35,7 @@ type WAL struct {
 	MaxLag     Duration `yaml:"max_lag" default:"5s" min:"100ms" doc:"A part-filled segment goes out at most so late."`
 	Slot       string   `yaml:"slot" doc:"Replication slot of mode stream; left out: holdfast_<cluster>, - written _."`
 	Spool      Size     `yaml:"spool" default:"1GiB" min:"32MiB" doc:"Disk that WAL may take in the state directory while the zones do not take it; the server keeps the rest."`
+	LookAhead  int      `yaml:"look_ahead" default:"8" min:"0" doc:"Mode push: so many segments behind the one that PostgreSQL pushes are sent before it asks; 0: none."`
 	CheckEvery Duration `yaml:"check_every" default:"1m" min:"1s" doc:"How often the daemon looks in the zones for WAL that one or all of them lack."`
 }
 

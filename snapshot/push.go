@@ -24,7 +24,7 @@ type PushConfig struct {
 	// DataDir is the data directory of the server; "" when it is not known here.
 	DataDir string
 	// LookAhead is how many segments behind the one that PostgreSQL pushes are
-	// sent before it asks (8). They are taken from archive_status/*.ready.
+	// sent before it asks; 0 is none. They are taken from archive_status/*.ready.
 	LookAhead int
 	// Switch makes the server finish its segment (pg_switch_wal), for those who
 	// wait for WAL in the middle of one; nil: they wait until it is full.
@@ -39,9 +39,11 @@ type Pusher struct {
 	want  wanted
 	ahead chan string // paths of segments to send before they are asked for
 
+	buffers *buffers
+
 	mu       sync.Mutex
-	done     map[string]string // MACs of segments that were sent ahead, by name
-	underway map[string]bool
+	done     map[string]sent          // segments that were sent ahead, by name
+	underway map[string]chan struct{} // closed when one is sent, or has failed
 	forks    map[uint32]lsn.LSN // where timelines ended
 	carries  map[lsn.LSN]walrec.Carry
 }
@@ -52,12 +54,9 @@ func NewPusher(c PushConfig, w *WALWriter) (*Pusher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("system identifier %q of the lineage is not a number", w.c.Lineage.SystemID)
 	}
-	if c.LookAhead <= 0 {
-		c.LookAhead = 8
-	}
 	return &Pusher{
-		c: c, w: w, want: wanted{id, c.Major, c.SegSize}, ahead: make(chan string, c.LookAhead),
-		done: map[string]string{}, underway: map[string]bool{}, forks: map[uint32]lsn.LSN{}, carries: map[lsn.LSN]walrec.Carry{},
+		c: c, w: w, buffers: newBuffers(c.SegSize, cap(w.comps)+1), want: wanted{id, c.Major, c.SegSize}, ahead: make(chan string, c.LookAhead),
+		done: map[string]sent{}, underway: map[string]chan struct{}{}, forks: map[uint32]lsn.LSN{}, carries: map[lsn.LSN]walrec.Carry{},
 	}, nil
 }
 
@@ -117,10 +116,15 @@ func (p *Pusher) checkDir(r PushRequest, path string) error {
 // pushFile makes a file durable; asked says that PostgreSQL waits for it.
 func (p *Pusher) pushFile(ctx context.Context, path string, asked bool) error {
 	name := filepath.Base(path)
-	data, err := readPushed(path, name, p.c.SegSize)
+	known := p.sentAhead(ctx, name, asked)
+	if known.stamp.of(path) {
+		return nil
+	}
+	data, stamp, err := readPushed(path, name, p.c.SegSize, p.buffers)
 	if err != nil {
 		return err
 	}
+	defer p.buffers.give(data)
 	part, err := checkFile(name, data, p.want)
 	if err != nil {
 		return err
@@ -128,18 +132,18 @@ func (p *Pusher) pushFile(ctx context.Context, path string, asked bool) error {
 	if err := p.checkFork(part); err != nil {
 		return err
 	}
-	mac := part.names(p.w.c.Lineage, p.w.c.Keys).mac
-	if asked && p.sentAhead(name, mac) {
+	part.mac = part.names(p.w.c.Lineage, p.w.c.Keys).mac
+	if known.mac == part.mac {
 		return nil
 	}
-	if err := p.w.otherContent(ctx, part, mac); err != nil {
+	if err := p.w.otherContent(ctx, part, part.mac); err != nil {
 		return err
 	}
 	p.index(&part, path)
 	if err := p.w.store(ctx, part); err != nil {
 		return err
 	}
-	p.learn(part, mac, asked)
+	p.learn(part, sent{part.mac, stamp}, asked)
 	return nil
 }
 
@@ -154,28 +158,40 @@ func (p *Pusher) checkFork(f part) error {
 	return nil
 }
 
-// sentAhead says whether exactly these bytes became durable before they were
-// asked for. Each such entry is used up: PostgreSQL asks once.
-func (p *Pusher) sentAhead(name, mac string) bool {
+// sentAhead is what became durable of a file before it was asked for, after the
+// end of what is under way. Each such entry is used up: PostgreSQL asks once.
+func (p *Pusher) sentAhead(ctx context.Context, name string, asked bool) sent {
+	if !asked {
+		return sent{}
+	}
+	p.mu.Lock()
+	underway := p.underway[name]
+	p.mu.Unlock()
+	if underway != nil {
+		select {
+		case <-underway:
+		case <-ctx.Done():
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	known := p.done[name]
 	delete(p.done, name)
-	return known == mac
+	return known
 }
 
 // maxDone bounds what is remembered of segments sent ahead; what is forgotten is
 // found again in the repository when PostgreSQL asks.
 const maxDone = 1024
 
-func (p *Pusher) learn(f part, mac string, asked bool) {
+func (p *Pusher) learn(f part, s sent, asked bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !asked {
 		if len(p.done) >= maxDone {
 			clear(p.done)
 		}
-		p.done[f.file] = mac
+		p.done[f.file] = s
 	}
 	if historyRE.MatchString(f.file) {
 		forks, _ := lsn.ParseHistory(f.data) // it was checked before it was stored
@@ -222,7 +238,7 @@ func (p *Pusher) index(f *part, path string) {
 	f.marks = m
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.carries) > 4*p.c.LookAhead {
+	if len(p.carries) > 4*p.c.LookAhead+4 {
 		clear(p.carries)
 	}
 	p.carries[f.to] = next
@@ -240,10 +256,11 @@ func (p *Pusher) carry(cfg walrec.Config, path string) walrec.Carry {
 	start := cfg.Start
 	cfg.Start -= lsn.LSN(cfg.SegSize)
 	name := lsn.SegmentName(cfg.Timeline, cfg.Start.Segment(cfg.SegSize), cfg.SegSize)
-	data, err := readPushed(filepath.Join(filepath.Dir(path), name), name, cfg.SegSize)
+	data, _, err := readPushed(filepath.Join(filepath.Dir(path), name), name, cfg.SegSize, p.buffers)
 	if err != nil {
 		return walrec.Carry{}
 	}
+	defer p.buffers.give(data)
 	if _, err := checkFile(name, data, p.want); err != nil {
 		return walrec.Carry{} // recycled for later WAL
 	}

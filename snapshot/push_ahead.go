@@ -42,7 +42,9 @@ func (p *Pusher) Run(ctx context.Context) error {
 func (p *Pusher) sendAhead(ctx context.Context, path string) {
 	err := p.pushFile(ctx, path, false)
 	p.mu.Lock()
-	delete(p.underway, filepath.Base(path))
+	name := filepath.Base(path)
+	close(p.underway[name])
+	delete(p.underway, name)
 	p.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
 		p.w.c.Log.Info("a segment was not sent ahead; it is sent when PostgreSQL asks", zap.String("path", path), zap.Error(err))
@@ -54,6 +56,9 @@ func (p *Pusher) sendAhead(ctx context.Context, path string) {
 // touched (C-38).
 func (p *Pusher) lookAhead(path string) {
 	dir := filepath.Dir(path)
+	if p.enough(filepath.Base(path)) {
+		return
+	}
 	marks, err := os.ReadDir(filepath.Join(dir, "archive_status"))
 	if err != nil {
 		return // pushed from elsewhere: there is nothing to look ahead to
@@ -67,14 +72,33 @@ func (p *Pusher) lookAhead(path string) {
 	for _, name := range chooseAhead(names, filepath.Base(path), p.c.LookAhead, p.known) {
 		select {
 		case p.ahead <- filepath.Join(dir, name):
-			p.underway[name] = true
+			p.underway[name] = make(chan struct{})
 		default:
 			return
 		}
 	}
 }
 
-func (p *Pusher) known(name string) bool { return p.done[name] != "" || p.underway[name] }
+func (p *Pusher) known(name string) bool { return p.done[name].mac != "" || p.underway[name] != nil }
+
+// enough says that more than half of what may be sent ahead of current still is:
+// a directory with many marks is not read for each push.
+func (p *Pusher) enough(current string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for name := range p.underway {
+		if name > current {
+			n++
+		}
+	}
+	for name := range p.done {
+		if name > current {
+			n++
+		}
+	}
+	return n > p.c.LookAhead/2 || p.c.LookAhead == 0
+}
 
 // chooseAhead returns up to n segments behind current that are ready, the oldest
 // first, without those that are known.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -135,33 +133,4 @@ func checkBackup(p part, want wanted) (part, error) {
 	}
 	p.timeline, p.from, p.to = timeline, start, start
 	return p, nil
-}
-
-// readPushed reads a file whose name says how large it may be.
-func readPushed(path, name string, segSize int64) ([]byte, error) {
-	kind, err := kindOfFile(name)
-	if err != nil {
-		return nil, err
-	}
-	limit := int64(maxSmallFile)
-	if kind == segmentFile || kind == partialFile {
-		limit = segSize
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading what PostgreSQL archives: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading what PostgreSQL archives: %w", err)
-	}
-	if !st.Mode().IsRegular() || st.Size() > limit {
-		return nil, fmt.Errorf("%s: %w: %s of %d bytes, want a file of at most %d", name, ErrNotWAL, st.Mode().Type(), st.Size(), limit)
-	}
-	data := make([]byte, st.Size())
-	if _, err := io.ReadFull(f, data); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return data, nil
 }

@@ -24,7 +24,7 @@ func newPushRig(t *testing.T) pushRig {
 	v := r.vault()
 	s := serverOf(t, pg)
 	w := r.writer(v, r.claim(v, "s", s), t.TempDir())
-	p, err := NewPusher(PushConfig{Major: s.Major, SegSize: walSeg, DataDir: pg.DataDir}, w)
+	p, err := NewPusher(PushConfig{Major: s.Major, SegSize: walSeg, DataDir: pg.DataDir, LookAhead: 8}, w)
 	okay(t, err)
 	return pushRig{r, p, pg}
 }

@@ -21,6 +21,7 @@ type part struct {
 	segSize  int64
 	data     []byte
 	marks    marks
+	mac      string // of its names, where it was computed before
 	// known says that the part may have been archived before: look first.
 	known bool
 	// shelved says that the spool has it, and that data and index are let go of.
@@ -50,7 +51,10 @@ func (p part) names(l catalog.Lineage, k seal.DigestKeys) names {
 	if p.slice {
 		called = fmt.Sprintf("%s.%08X-%08X", p.file, off(p.from), off(p.to))
 	}
-	mac := k.MAC(macDomain, []byte(l.SystemID), []byte(strconv.Itoa(l.Epoch)), fmt.Appendf(nil, "%08X", p.timeline), []byte(called), p.data)
+	mac := p.mac
+	if mac == "" {
+		mac = p.macOf(l, k, called)
+	}
 	n := names{mac: mac, note: catalog.WALNoteName(l.Cluster, l.Epoch, p.timeline, uint64(p.from), uint64(p.to), mac[:8])}
 	if p.slice {
 		n.object = catalog.SliceName(l.Cluster, l.Epoch, p.timeline, p.file, off(p.from), off(p.to), mac)
@@ -61,6 +65,10 @@ func (p part) names(l catalog.Lineage, k seal.DigestKeys) names {
 		n.index = catalog.WALIndexName(n.object)
 	}
 	return n
+}
+
+func (p part) macOf(l catalog.Lineage, k seal.DigestKeys, called string) string {
+	return k.MAC(macDomain, []byte(l.SystemID), []byte(strconv.Itoa(l.Epoch)), fmt.Appendf(nil, "%08X", p.timeline), []byte(called), p.data)
 }
 
 // record is the note's body but for its Link and ArchivedAt.

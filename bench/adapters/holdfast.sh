@@ -32,9 +32,9 @@ $(for n in $(seq "${HOLDFAST_ZONES:-1}"); do zone "z$n"; done)
 clusters:
   - name: bench
     connection: "host=$PGHOST port=$PGPORT dbname=postgres user=$PGUSER"
-    data_directory: $BENCH_SRC
+$([ -n "${BENCH_FOR:-}" ] || echo "    data_directory: $BENCH_SRC") # what is pushed comes from a directory beside the server's
     snapshots: {schedule: "@yearly"${HOLDFAST_LEVEL:+, level: $HOLDFAST_LEVEL}}
-    wal: {slot: $(slot)}
+    wal: $(wal)
 EOF
 }
 
@@ -48,6 +48,13 @@ setup() {
   # The data key stays here only for the bench; a database host has none, and check says so.
   echo "$(hf) init; rc=\$?; [ -f $BENCH_REPO_PATH/z1/holdfast.json ] || exit \$rc; setsid $(hf) daemon > $BENCH_DIR/daemon.log 2>&1 < /dev/null & echo \$! > $BENCH_DIR/pid; for i in \$(seq 300); do [ -S $BENCH_DIR/sock ] && exit 0; sleep 0.1; done; tail $BENCH_DIR/daemon.log; exit 1"
 }
+wal() {
+  case "${BENCH_FOR:-}" in
+    "") echo "{slot: $(slot)}" ;;
+    *async) echo "{mode: push}" ;;
+    *) echo "{mode: push, look_ahead: 0}" ;;
+  esac
+}
 slot() { basename "$BENCH_DIR" | tr - _; }
 # The slot follows what the zones hold. A switch first: a segment that is full is stored once more as a whole, in place
 # of its slices, and what the load wrote is not the next snapshot's.
@@ -59,4 +66,8 @@ into() { echo "--identity $BENCH_DIR/data --binaries $PGBIN"; }
 restore_full() { echo "$(hf) --quiet restore run bench --to $1 --fetch-only $(into)"; }
 restore_delta() { echo "$(restore_full "$1") --delta"; }
 restore_replay() { echo "$(hf) --quiet restore resume $1 $(into)"; }
+wal_push() { echo "$(hf) wal push $1"; }
+wal_push_async() { wal_push "$1"; }
+wal_get() { echo "$(hf) wal fetch --identity $BENCH_DIR/data --prefetch 0 $1 $2"; }
+wal_get_async() { echo "$(hf) wal fetch --identity $BENCH_DIR/data $1 $2"; }
 teardown() { echo "kill \$(cat $BENCH_DIR/pid) && for i in \$(seq 100); do kill -0 \$(cat $BENCH_DIR/pid) 2>/dev/null || break; sleep 0.1; done; psql -Xqc \"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '$(slot)'\""; }

@@ -191,7 +191,7 @@ func (p *protected) makeSession(lineage catalog.Lineage, facts postgres.Facts, w
 	s := &session{lineage: lineage, facts: facts, writer: writer}
 	if p.cfg.WAL.Mode == "push" {
 		dir := p.cfg.DataDirectory
-		pusher, err := snapshot.NewPusher(snapshot.PushConfig{Major: facts.Major, SegSize: facts.SegSize, DataDir: dir, Switch: p.switchWAL}, writer)
+		pusher, err := snapshot.NewPusher(snapshot.PushConfig{Major: facts.Major, SegSize: facts.SegSize, DataDir: dir, LookAhead: p.cfg.WAL.LookAhead, Switch: p.switchWAL}, writer)
 		if err != nil {
 			return nil, err
 		}
