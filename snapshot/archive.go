@@ -89,6 +89,7 @@ type streamState struct {
 	server    time.Time
 	gaps      int
 	slots     []SlotView
+	sync      bool // commits wait for us
 }
 
 // NewArchiver makes an Archiver that writes through w.

@@ -70,17 +70,26 @@ func (a *Archiver) turn(ctx context.Context, conn *postgres.Conn, m postgres.Msg
 
 // cutDue cuts a slice when its time has come, or when somebody waits for it.
 func (a *Archiver) cutDue() {
-	a.mu.Lock()
-	want := a.want
-	a.mu.Unlock()
 	due := a.asm.due(a.c.MaxLag)
-	wanted := want > a.asm.cut && a.asm.pos() >= want
-	if due.IsZero() || a.crowded() || (!wanted && time.Now().Before(due)) {
+	if due.IsZero() || a.crowded() || !a.awaited() && time.Now().Before(due) {
 		return
 	}
 	if p, ok := a.asm.slice(); ok {
 		a.queue(p)
 	}
+}
+
+// awaited says that somebody waits for what is not yet cut. Commits that wait for
+// us as a synchronous standby go out as soon as nothing else is on its way: those
+// that come meanwhile share the next slice.
+func (a *Archiver) awaited() bool {
+	a.mu.Lock()
+	want, sync := a.want, a.st.sync
+	a.mu.Unlock()
+	if want > a.asm.cut && a.asm.pos() >= want {
+		return true
+	}
+	return a.asm.watch(sync) > a.asm.cut && a.behind.Load() == 0
 }
 
 // dispatch starts to seal what is cut, and then to send it, as far as there are places

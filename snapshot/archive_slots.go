@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres"
@@ -76,14 +77,25 @@ func (a *Archiver) watchSlots(ctx context.Context) error {
 			}
 			views[i] = v
 		}
-		a.mu.Lock()
-		a.st.slots = views
-		a.mu.Unlock()
+		a.seen(views)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// seen keeps what was seen of the slots. Where we are a synchronous standby,
+// commits wait for us from now on.
+func (a *Archiver) seen(views []SlotView) {
+	a.mu.Lock()
+	a.st.slots = views
+	a.st.sync = slices.ContainsFunc(views, func(v SlotView) bool { return v.Synchronous })
+	a.mu.Unlock()
+	select {
+	case a.nudge <- struct{}{}:
+	default:
 	}
 }
 

@@ -37,7 +37,9 @@ func TestASynchronousCommitReturnsOnlyWhenTheQuorumHoldsIt(t *testing.T) {
 	r := newWALRepo(t)
 	pg := walServer(t)
 	pg.Exec("CREATE TABLE acked (id bigint GENERATED ALWAYS AS IDENTITY)")
-	d := r.archive(pg, "s", func(c *ArchiveConfig, _ *WALWriter) { c.AppName = "holdfast" })
+	d := r.archive(pg, "s", func(c *ArchiveConfig, _ *WALWriter) {
+		c.AppName, c.MaxLag, c.SlotEvery = "holdfast", time.Hour, 20*time.Millisecond // no commit waits for max_lag
+	})
 	waitFor(t, d, currentLSN(t, pg))
 	pg.Exec("ALTER SYSTEM SET synchronous_standby_names = 'holdfast'")
 	pg.Exec("SELECT pg_reload_conf()")
@@ -54,6 +56,21 @@ func TestASynchronousCommitReturnsOnlyWhenTheQuorumHoldsIt(t *testing.T) {
 		}
 		last = at
 	}
+
+	tx, err := conn.Begin(t.Context())
+	okay(t, err)
+	_, err = tx.Exec(t.Context(), "INSERT INTO acked SELECT FROM generate_series(1, 500)")
+	okay(t, err)
+	await(t, "WAL that nobody waits for comes", func() bool { return d.Position().Received > last+10_000 })
+	slices := len(r.objects(0, "clusters/cms/wal"))
+	for range 3 { // each look at the slot makes the archiver think again
+		before := d.Slots()[0].SeenAt
+		await(t, "the archiver looks at the slot", func() bool { return d.Slots()[0].SeenAt.After(before) })
+	}
+	if more := len(r.objects(0, "clusters/cms/wal")); more != slices {
+		t.Errorf("%d objects became %d, and nobody waited", slices, more)
+	}
+	okay(t, tx.Rollback(t.Context()))
 
 	r.zones[1].set(errZoneDown, nil)
 	r.zones[2].set(errZoneDown, nil)

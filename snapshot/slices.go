@@ -31,6 +31,7 @@ type assembler struct {
 	done            lsn.LSN
 	faulty          bool
 	fault           func(error) // told of WAL that cannot be indexed
+	commits         *commits    // nil: nobody waits for them
 }
 
 // newAssembler begins with the segment that holds at, of which all before at was
@@ -78,6 +79,7 @@ func (a *assembler) accept(at lsn.LSN, data []byte, now time.Time) ([]part, erro
 	for len(data) > 0 {
 		n := min(len(data), int(a.cfg.SegSize)-len(a.buf))
 		a.buf = append(a.buf, data[:n]...)
+		a.commits.take(data[:n])
 		data = data[n:]
 		if a.pos() > a.cut && a.since.IsZero() {
 			a.since = now
@@ -175,6 +177,6 @@ func (a *assembler) turn(at lsn.LSN, next uint32) ([]part, error) {
 	a.cfg.Timeline = next
 	a.cut = a.start
 	a.begin(a.start, carry)
-	a.known = true
+	a.known, a.commits = true, nil
 	return out, nil
 }

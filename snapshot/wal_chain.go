@@ -73,11 +73,8 @@ func (w *WALWriter) finishHead(ctx context.Context) error {
 		return fmt.Errorf("storing the note of %s: %w", body.File, err)
 	}
 	w.at("noted")
-	if err := w.spool.drop(h.Object); err != nil {
-		return err
-	}
-	w.done.add(body)
-	return nil
+	w.done.add(body) // the quorum has it: who waits need not wait for our tidying up
+	return w.spool.drop(h.Object)
 }
 
 // checkChain refuses to go on where newest, a note of this epoch from the

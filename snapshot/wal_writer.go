@@ -11,6 +11,7 @@ import (
 	"filippo.io/age"
 	"go.uber.org/zap"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -206,14 +207,21 @@ func (w *WALWriter) sealed(p *part, n names, r *room) (*entry, error) {
 	return e, nil
 }
 
-// deliver sends object, index and note.
+// deliver sends object and index, and then the note.
 func (w *WALWriter) deliver(ctx context.Context, e *entry, after <-chan struct{}) error {
-	err := w.put(ctx, e, e.WAL.Object, e.object)
-	w.at("object")
-	if err == nil && e.WAL.Index.Name != "" {
-		err = w.put(ctx, e, e.WAL.Index, e.index)
-		w.at("index")
+	both, bctx := errgroup.WithContext(ctx)
+	send := func(ref catalog.Ref, body []byte, point string) {
+		both.Go(func() error {
+			err := w.put(bctx, e, ref, body)
+			w.at(point)
+			return err
+		})
 	}
+	send(e.WAL.Object, e.object, "object")
+	if e.WAL.Index.Name != "" {
+		send(e.WAL.Index, e.index, "index")
+	}
+	err := both.Wait()
 	if errors.Is(err, errNoted) {
 		return w.spool.drop(e.WAL.Object.Name)
 	}

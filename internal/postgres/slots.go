@@ -119,6 +119,8 @@ type SlotState struct {
 	SafeBytes *int64
 	// Behind is how many bytes of WAL the server keeps for it.
 	Behind int64
+	// Synchronous says that commits wait for whoever streams from it.
+	Synchronous bool
 	// Invalidated says why, since 17; "" for a slot that is well.
 	Invalidated string
 }
@@ -127,7 +129,8 @@ type SlotState struct {
 func (s SlotState) Lost() bool { return s.WALStatus == "lost" || s.Invalidated != "" }
 
 const slotStateSQL = `SELECT coalesce(restart_lsn, '0/0')::text, active, coalesce(active_pid, 0), coalesce(wal_status, ''), safe_wal_size,
-	coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn), 0)::int8, `
+	coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn), 0)::int8,
+	coalesce((SELECT sync_state IN ('sync', 'quorum') FROM pg_stat_replication WHERE pid = active_pid), false), `
 
 // GetSlotState asks an ordinary connection for the state of a slot.
 func GetSlotState(ctx context.Context, c *Conn, name string) (SlotState, error) {
@@ -137,7 +140,7 @@ func GetSlotState(ctx context.Context, c *Conn, name string) (SlotState, error) 
 	}
 	var s SlotState
 	err := c.pgx.QueryRow(ctx, slotStateSQL+reason+" FROM pg_replication_slots WHERE slot_name = $1 AND slot_type = 'physical'", name).
-		Scan((*lsnText)(&s.Restart), &s.Active, &s.ActivePID, &s.WALStatus, &s.SafeBytes, &s.Behind, &s.Invalidated)
+		Scan((*lsnText)(&s.Restart), &s.Active, &s.ActivePID, &s.WALStatus, &s.SafeBytes, &s.Behind, &s.Synchronous, &s.Invalidated)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNoSlot
 	}

@@ -3,6 +3,7 @@ package walrec
 // Kinds and flags of transaction records (src/include/access/xact.h).
 const (
 	xactCommit         = 0x00
+	xactPrepare        = 0x10
 	xactAbort          = 0x20
 	xactCommitPrepared = 0x30
 	xactAbortPrepared  = 0x40
@@ -16,6 +17,20 @@ const (
 	hasTwophase      = 1 << 4
 	hasDroppedStats  = 1 << 8 // 15 and later
 )
+
+// Awaited says whether a client may wait until the record is on a synchronous
+// standby (SyncRepWaitForLSN in src/backend/access/transam: commits, and the two
+// phases of those that are prepared).
+func (r *Record) Awaited() bool {
+	if r.Rmgr != rmgrXact {
+		return false
+	}
+	switch r.Info & xactOpMask {
+	case xactCommit, xactPrepare, xactCommitPrepared, xactAbortPrepared:
+		return true
+	}
+	return false
+}
 
 // xact decodes commits and aborts (ParseCommitRecord, ParseAbortRecord in
 // src/backend/access/rmgrdesc/xactdesc.c).
