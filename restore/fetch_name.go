@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
-	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
 
@@ -32,7 +32,11 @@ func FetchByName(ctx context.Context, r Repo, cluster, name, dest string) (code 
 	if !walName.MatchString(name) {
 		return ExitDoubt, errors.New("want the name of a WAL segment or a .history, .partial or .backup file")
 	}
-	file, err := findWAL(ctx, r, cluster, name)
+	a, err := openArchive(ctx, r, cluster, name)
+	if err != nil {
+		return ExitDoubt, err
+	}
+	file, err := a.find(ctx, name)
 	if errors.Is(err, errAbsent) {
 		return ExitAbsent, nil
 	}
@@ -43,35 +47,55 @@ func FetchByName(ctx context.Context, r Repo, cluster, name, dest string) (code 
 	if err != nil {
 		return ExitDoubt, err
 	}
-	if err := durable.WriteFile(dest, data, 0o600); err != nil {
+	if err := place(dest, data); err != nil {
 		return ExitDoubt, err
 	}
 	return ExitFetched, nil
 }
 
+// place gives a file its name when it is whole. PostgreSQL makes sure of what it
+// keeps, and asks again after a crash.
+func place(dest string, data []byte) error {
+	tmp := dest + ".holdfast"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return os.Rename(tmp, dest)
+}
+
 // errAbsent means that a name is proven to be absent.
 var errAbsent = errors.New("proven absent")
 
-func findWAL(ctx context.Context, r Repo, cluster, name string) (File, error) {
+// archive is a fresh listing of a cluster's WAL, for files of one timeline.
+type archive struct {
+	*gatherer
+	wal catalog.WALEntries
+}
+
+func openArchive(ctx context.Context, r Repo, cluster, name string) (archive, error) {
 	// A reader that remembers nothing: the listing must be of now.
 	r.Catalog = catalog.NewReader(r.Reader, r.Trust)
 	wal, err := r.Catalog.WALEntries(ctx, cluster, "")
 	if err != nil {
-		return File{}, err
+		return archive{}, err
 	}
 	timeline, err := strconv.ParseUint(name[:8], 16, 32)
 	if err != nil {
-		return File{}, err
+		return archive{}, err
 	}
 	g := &gatherer{Repo: r, cluster: cluster}
 	g.in.Timeline = uint32(timeline)
-	var file File
+	return archive{g, wal}, nil
+}
+
+func (a archive) find(ctx context.Context, name string) (file File, err error) {
 	if len(name) == 24 {
-		file, err = g.segment(ctx, wal.List, name)
+		file, err = a.segment(ctx, a.wal.List, name)
 	} else {
-		file, err = g.small(ctx, wal.List, name)
+		file, err = a.small(ctx, a.wal.List, name)
 	}
-	if errors.Is(err, errAbsent) && !wal.Complete {
+	if errors.Is(err, errAbsent) && !a.wal.Complete {
 		return File{}, fmt.Errorf("%w, and no zone that answered has it", catalog.ErrIncomplete)
 	}
 	return file, err
@@ -102,14 +126,10 @@ func proven(bad []catalog.Fault) error {
 
 // segment makes a segment of what the archive has of it.
 func (g *gatherer) segment(ctx context.Context, entries []catalog.WALEntry, name string) (File, error) {
-	snaps, err := g.Catalog.Snapshots(ctx, g.cluster)
+	segSize, err := g.segSize(ctx, entries)
 	if err != nil {
 		return File{}, err
 	}
-	if len(snaps.All) == 0 {
-		return File{}, errors.New("the repository shows no snapshot of the cluster, so its segments' size is not known")
-	}
-	segSize := snaps.All[len(snaps.All)-1].Body.SegSize
 	_, from, err := lsn.ParseSegmentName(name, segSize)
 	if err != nil {
 		return File{}, err
@@ -127,6 +147,31 @@ func (g *gatherer) segment(ctx context.Context, entries []catalog.WALEntry, name
 		return File{}, err
 	}
 	return g.partly(ctx, entries, path(g.in.Timeline, history), segSize, from, to, behind)
+}
+
+// segSize is the size of the cluster's segments: a snapshot tells, or else a
+// segment that is archived whole.
+func (g *gatherer) segSize(ctx context.Context, entries []catalog.WALEntry) (int64, error) {
+	snaps, err := g.Catalog.Snapshots(ctx, g.cluster)
+	if err != nil {
+		return 0, err
+	}
+	if n := len(snaps.All); n > 0 {
+		return snaps.All[n-1].Body.SegSize, nil
+	}
+	for _, e := range entries {
+		if size := int64(e.To - e.From); size < 1<<20 || size&(size-1) != 0 {
+			continue // a slice, or no WAL
+		}
+		notes, _, err := g.Catalog.WALNotes(ctx, g.cluster, []catalog.WALEntry{e})
+		if err != nil {
+			return 0, err
+		}
+		if len(notes) == 1 && !notes[0].Body.Slice {
+			return notes[0].Body.RawSize, nil
+		}
+	}
+	return 0, errors.New("the repository shows neither a snapshot of the cluster nor a whole segment, so its segments' size is not known")
 }
 
 // around says whether a timeline's WAL is archived in, before and behind a stretch.

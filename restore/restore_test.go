@@ -36,6 +36,7 @@ func TestARestore(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *world, oracle){
 		"holds exactly what was committed by the target":           testTargets,
 		"T-16: answers targets that cannot be reached":             testUnreachableTargets,
+		"C-62: fetches ahead into a bounded spool":                 testFetchAhead,
 		"T-15: never promotes while zones are away":                testZonesStayAway,
 		"goes on when the zones come back":                         testZonesComeBack,
 		"survives a wal fetch that panics, is mis-flagged, killed": testMisbehavingFetch,

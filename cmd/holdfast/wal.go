@@ -120,27 +120,50 @@ func fetchCode(err error) int {
 
 func (e *env) walFetchCommand() *cobra.Command {
 	var room, cluster, identity string
+	var prefetch int
+	var fill bool
 	cmd := &cobra.Command{
 		Use: "fetch NAME DEST", Short: "Fetch one file: exit 0 fetched, 1 proven absent, 254 every doubt", Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
+			name, dest := args[0], args[1]
 			if room != "" {
-				code, err := thin.Fetch(room, args[0], args[1])
-				if code == restore.ExitAbsent {
-					return errors.Join(errAbsent, silent{code})
-				}
-				return err
+				return fetched(thin.Fetch(room, name, dest))
 			}
-			return e.fetchAlone(c.Context(), cluster, identity, args[0], args[1])
+			spool, ahead := thin.SpoolFor(name, dest)
+			if fill {
+				return e.withArchive(c.Context(), cluster, identity, func(ctx context.Context, r restore.Repo, cluster string) error {
+					return restore.FetchAhead(ctx, r, cluster, name, spool, prefetch)
+				})
+			}
+			err := e.withArchive(c.Context(), cluster, identity, func(ctx context.Context, r restore.Repo, cluster string) error {
+				return fetched(restore.FetchByName(ctx, r, cluster, name, dest))
+			})
+			if err == nil && ahead && prefetch > 0 {
+				_ = thin.StartFill(e.config, cluster, identity, prefetch, name, dest) // the file is there; the next fetch tries again
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&room, "room", "", "ask the restore that listens on `SOCKET`")
 	cmd.Flags().StringVar(&cluster, "cluster", "", "which `CLUSTER`, where the repository has several")
 	cmd.Flags().StringVar(&identity, "identity", "", "age identity `FILE` that opens data")
+	cmd.Flags().IntVar(&prefetch, "prefetch", thin.DefaultPrefetch, "fetch so many segments ahead of recovery, into DEST's directory; 0: none")
+	cmd.Flags().BoolVar(&fill, "fill", false, "fetch ahead, and nothing else")
+	cmd.Flags().Lookup("fill").Hidden = true
 	return cmd
 }
 
-// fetchAlone fetches without a plan: absence is proven by fresh listings.
-func (e *env) fetchAlone(ctx context.Context, cluster, identity, name, dest string) error {
+// fetched is what a fetch came to, as an error.
+func fetched(code int, err error) error {
+	if code == restore.ExitAbsent {
+		return errors.Join(errAbsent, silent{code})
+	}
+	return err
+}
+
+// withArchive opens the archive of a cluster to fetch without a plan: absence is
+// proven by fresh listings.
+func (e *env) withArchive(ctx context.Context, cluster, identity string, do func(context.Context, restore.Repo, string) error) error {
 	w, err := e.open(ctx)
 	if err != nil {
 		return err
@@ -160,9 +183,5 @@ func (e *env) fetchAlone(ctx context.Context, cluster, identity, name, dest stri
 	if err != nil {
 		return err
 	}
-	code, err := restore.FetchByName(ctx, repo, cluster, name, dest)
-	if code == restore.ExitAbsent {
-		return errors.Join(errAbsent, silent{code})
-	}
-	return err
+	return do(ctx, repo, cluster)
 }

@@ -1,5 +1,6 @@
 // Package thin is what archive_command and restore_command run where somebody
-// answers on a socket: `wal push` to a daemon, `wal fetch --room` to a restore.
+// answers on a socket: `wal push` to a daemon, `wal fetch --room` to a restore; and
+// `wal fetch` of a segment that was fetched ahead, with the spool for those.
 //
 // PostgreSQL starts such a command for each segment, so it must cost next to
 // nothing. The package imports little, reads of the configuration no more than

@@ -1,0 +1,68 @@
+package thin
+
+import (
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// DefaultPrefetch is how many segments are fetched ahead of recovery.
+const DefaultPrefetch = 8
+
+// fillWait bounds the wait for a segment that may be on its way into the spool;
+// fillLook is how often it is looked for.
+const (
+	fillWait = 30 * time.Second
+	fillLook = 5 * time.Millisecond
+)
+
+// spooled says whether the spool had what recovery asks for.
+func spooled(c command) bool {
+	name, dest := c.args[0], c.args[1]
+	n, err := strconv.Atoi(c.flags["prefetch"])
+	spool, ok := SpoolFor(name, dest)
+	if err != nil || !ok || n <= 0 {
+		return false
+	}
+	for until := time.Now().Add(fillWait); ; time.Sleep(fillLook) {
+		filling := spool.filling() // looked at first: what it put is seen below
+		left, ok := spool.take(name, dest)
+		if ok {
+			if left <= n/2 && !filling {
+				_ = StartFill(c.flags["config"], c.flags["cluster"], c.flags["identity"], n, name, dest) // the next fetch tries again
+			}
+			return true
+		}
+		if !filling || time.Now().After(until) {
+			return false
+		}
+	}
+}
+
+// StartFill starts a process that fetches the n segments behind name into the
+// spool beside dest, and does not wait for it. It ends by itself.
+func StartFill(config, cluster, identity string, n int, name, dest string) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	args := []string{program, "wal", "fetch", "--fill", "--prefetch", strconv.Itoa(n)}
+	for _, f := range [][2]string{{"--config", config}, {"--cluster", cluster}, {"--identity", identity}} {
+		if f[1] != "" {
+			args = append(args, f[0], f[1])
+		}
+	}
+	p, err := os.StartProcess(program, append(args, name, dest), &os.ProcAttr{
+		Files: []*os.File{null, null, null}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return err
+	}
+	return p.Release()
+}

@@ -1,0 +1,143 @@
+package thin
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Spool is the directory beside a standby's WAL into which segments are fetched
+// before recovery asks for them. A segment is a file named by it and the SHA-256 of
+// its bytes: those are compared when it is taken, so a crash needs no repair. One
+// process fills it at a time.
+type Spool struct{ Dir string }
+
+// recovering is what PostgreSQL calls the segment that it asks restore_command for.
+const recovering = "RECOVERYXLOG"
+
+var segmentRE = regexp.MustCompile(`^[0-9A-F]{24}$`)
+
+// SpoolFor is the spool of a fetch of name to dest; false where nothing is fetched
+// ahead: of a small file, or a fetch that is not recovery's.
+func SpoolFor(name, dest string) (Spool, bool) {
+	return Spool{filepath.Join(filepath.Dir(dest), "holdfast-spool")}, segmentRE.MatchString(name) && filepath.Base(dest) == recovering
+}
+
+// entry is a segment in the spool.
+type entry struct{ name, sum, path string }
+
+func (s Spool) entries() (list []entry) {
+	files, err := os.ReadDir(s.Dir)
+	if err != nil {
+		return nil
+	}
+	for _, f := range files {
+		name, sum, ok := strings.Cut(f.Name(), ".")
+		if ok && segmentRE.MatchString(name) && len(sum) == 2*sha256.Size {
+			list = append(list, entry{name, sum, filepath.Join(s.Dir, f.Name())})
+		}
+	}
+	return list
+}
+
+// Has says whether a segment is there.
+func (s Spool) Has(name string) bool {
+	for _, e := range s.entries() {
+		if e.name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// take moves a segment to dest, if it is there and its bytes are those that were
+// fetched; left is how many that follow it are there.
+func (s Spool) take(name, dest string) (left int, ok bool) {
+	for _, e := range s.entries() {
+		switch {
+		case e.name == name:
+			ok = moveChecked(e, dest)
+		case e.name[:8] == name[:8] && e.name > name:
+			left++
+		}
+	}
+	return left, ok
+}
+
+func moveChecked(e entry, dest string) bool {
+	data, err := os.ReadFile(e.path)
+	if err != nil {
+		return false
+	}
+	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != e.sum {
+		os.Remove(e.path)
+		return false
+	}
+	return os.Rename(e.path, dest) == nil
+}
+
+// Put keeps a segment.
+func (s Spool) Put(name string, data []byte) error {
+	sum := sha256.Sum256(data)
+	path := filepath.Join(s.Dir, name+"."+hex.EncodeToString(sum[:]))
+	tmp := filepath.Join(s.Dir, "tmp-"+name)
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("fetching %s ahead: %w", name, err)
+	}
+	return os.Rename(tmp, path)
+}
+
+// Clear removes all but the segments that keep wants, and what is older than an age.
+func (s Spool) Clear(keep func(name string) bool, age time.Duration) error {
+	files, err := os.ReadDir(s.Dir)
+	if err != nil {
+		return fmt.Errorf("clearing the spool: %w", err)
+	}
+	for _, f := range files {
+		name, _, _ := strings.Cut(f.Name(), ".")
+		st, err := f.Info()
+		if f.Name() == lockName || err == nil && keep(name) && time.Since(st.ModTime()) < age {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.Dir, f.Name())); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("clearing the spool: %w", err)
+		}
+	}
+	return nil
+}
+
+const lockName = "lock"
+
+// Lock makes the spool, and its caller the one that fills it until release, or the
+// end of the process; release is nil when another process does.
+func (s Spool) Lock() (release func(), err error) {
+	if err := os.Mkdir(s.Dir, 0o700); err != nil && !os.IsExist(err) {
+		return nil, fmt.Errorf("making the spool: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(s.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking the spool: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, nil //nolint:nilerr // another has it
+	}
+	return func() { f.Close() }, nil
+}
+
+// filling says that a process fills the spool now.
+func (s Spool) filling() bool {
+	f, err := os.Open(filepath.Join(s.Dir, lockName))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
+}
