@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,12 +59,12 @@ func TestAPushEndsAsPostgreSQLMustBeTold(t *testing.T) {
 	faults("by the daemon")
 	daemon.stop()
 
-	must(t, errors.Join(os.Rename(r.path("zones/a"), r.path("zones/a.away")), os.Rename(r.path("zones/b"), r.path("zones/b.away"))))
+	r.away("a", "b")
 	path := segment()
 	if code, _, _ := r.try("db", "wal", "push", path); code < 1 || code > 125 {
 		t.Errorf("without a quorum: exit %d", code)
 	}
-	must(t, errors.Join(os.Rename(r.path("zones/a.away"), r.path("zones/a")), os.Rename(r.path("zones/b.away"), r.path("zones/b"))))
+	r.back("a", "b")
 	r.hold("db", 0, "wal", "push", path)
 	r.write("db/holdfast.yaml", strings.Replace(push, "mode: push", "mode: pull", 1))
 	refused(2, "pull", path)

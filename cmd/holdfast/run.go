@@ -32,7 +32,10 @@ type env struct {
 }
 
 // run carries out one command line and returns its exit code.
-func run(args []string, in io.Reader, out, errw io.Writer) int {
+func run(args []string, in io.Reader, out, errw io.Writer) (code int) {
+	if fetches(args) {
+		defer doubtPanic(errw, &code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	e := &env{in: in, out: out, err: errw}
@@ -49,11 +52,11 @@ func run(args []string, in io.Reader, out, errw io.Writer) int {
 	if !errors.As(err, &quiet) {
 		explain(errw, err)
 	}
-	code := codeOf(err)
+	code = codeOf(err)
 	if isUsage(err) {
 		code = exitUsage
 	}
-	if len(args) > 1 && args[0] == "wal" && args[1] == "fetch" {
+	if fetches(args) {
 		return fetchCode(err)
 	}
 	return code

@@ -3,8 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +110,13 @@ func (e *env) walPushCommand() *cobra.Command {
 // errAbsent ends `wal fetch` with exit 1: the file is proven not to be there.
 var errAbsent = errors.New("the file is not in the archive")
 
+// fetches says whether a command line is a `wal fetch`, wherever its flags stand
+// and however wrong it is.
+func fetches(args []string) bool {
+	i := slices.Index(args, "wal")
+	return i >= 0 && slices.Contains(args[i:], "fetch")
+}
+
 // fetchCode is the exit code of `wal fetch`: whatever is not a proof of absence
 // is a doubt, usage and configuration included (C-62).
 func fetchCode(err error) int {
@@ -116,6 +127,14 @@ func fetchCode(err error) int {
 		return restore.ExitAbsent
 	}
 	return restore.ExitDoubt
+}
+
+// doubtPanic ends a fetch that panics with a doubt: Go's own 2 would say "absent".
+func doubtPanic(errw io.Writer, code *int) {
+	if p := recover(); p != nil {
+		fmt.Fprintf(errw, "holdfast: panic: %v\n%s", p, debug.Stack())
+		*code = restore.ExitDoubt
+	}
 }
 
 func (e *env) walFetchCommand() *cobra.Command {
