@@ -47,13 +47,13 @@ func TestAStandbyThatFetchesIsNeverPromotedByAFailure(t *testing.T) {
 		t.Errorf("%d segments are fetched ahead, the bound is 8", len(spooled))
 	}
 
-	r.away("a", "b")
+	back := r.away("a", "b")
 	await(t, "recovery's end for want of a proof", func() bool { return strings.Contains(standby.Log(), "exit code 254") })
 	standby.Crash()
 	if log := standby.Log(); strings.Contains(log, "archive recovery complete") || strings.Contains(log, "selected new timeline") {
 		t.Error("the standby was promoted because zones were away")
 	}
-	r.back("a", "b")
+	back()
 	standby.Start()
 	if !pgtest.Value[bool](standby, "SELECT pg_is_in_recovery()") {
 		t.Error("the standby is no standby any more")
@@ -93,9 +93,9 @@ func (r *rig) fetchCodes(t *testing.T) {
 	check(254, "no identity", name, dest)
 	check(254, "the index's identity", "--identity", r.path("keys/index"), name, dest)
 	check(254, "a place that cannot be written", "--identity", key, name, r.path("none/fetched"))
-	r.away("a", "b")
+	back := r.away("a", "b")
 	check(254, "absent, without a proof", "--identity", key, "0000000100000000000000FF", dest)
-	r.back("a", "b")
+	back()
 	for _, z := range zoneLetters {
 		damaged, err := filepath.Glob(r.path("zones/" + z + "/clusters/cms/wal/*/*/" + name + "*.age"))
 		must(t, err)
@@ -110,17 +110,4 @@ func (r *rig) fetchCodes(t *testing.T) {
 	conf := r.path("drill/holdfast.yaml")
 	must(t, os.WriteFile(conf, []byte("format: 2\n"), 0o600))
 	check(254, "a wrong configuration", "--identity", key, name, dest)
-}
-
-// away takes zones away; back brings them again.
-func (r *rig) away(zones ...string) {
-	for _, z := range zones {
-		must(r.t, os.Rename(r.path("zones/"+z), r.path("zones/"+z+".away")))
-	}
-}
-
-func (r *rig) back(zones ...string) {
-	for _, z := range zones {
-		must(r.t, os.Rename(r.path("zones/"+z+".away"), r.path("zones/"+z)))
-	}
 }

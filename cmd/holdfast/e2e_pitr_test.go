@@ -69,19 +69,20 @@ func TestT09ThreeRestoresToOnePastPointAreThreeBranches(t *testing.T) {
 	}
 }
 
-// away takes a zone's directory away, as an unmounted disk's is, until it is
-// brought back.
-func (r *rig) away(zone string) (back func()) {
+// away takes the directories of zones away, as an unmounted disk's are, until they
+// are brought back.
+func (r *rig) away(zones ...string) (back func()) {
 	r.t.Helper()
-	dir := r.path("zones/" + zone)
-	if err := os.Rename(dir, dir+".away"); err != nil {
-		r.t.Fatal(err)
-	}
-	return func() {
-		if err := os.Rename(dir+".away", dir); err != nil {
-			r.t.Fatal(err)
+	move := func(from, to string) {
+		r.t.Helper()
+		for _, z := range zones {
+			if err := os.Rename(r.path("zones/"+z+from), r.path("zones/"+z+to)); err != nil {
+				r.t.Fatal(err)
+			}
 		}
 	}
+	move("", ".away")
+	return func() { move(".away", "") }
 }
 
 // goesOn makes a node for a server that takes a cluster over, writes a row that
