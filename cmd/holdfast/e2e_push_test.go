@@ -59,12 +59,12 @@ func TestAPushEndsAsPostgreSQLMustBeTold(t *testing.T) {
 	faults("by the daemon")
 	daemon.stop()
 
-	r.away("a", "b")
+	back := r.away("a", "b")
 	path := segment()
 	if code, _, _ := r.try("db", "wal", "push", path); code < 1 || code > 125 {
 		t.Errorf("without a quorum: exit %d", code)
 	}
-	r.back("a", "b")
+	back()
 	r.hold("db", 0, "wal", "push", path)
 	r.write("db/holdfast.yaml", strings.Replace(push, "mode: push", "mode: pull", 1))
 	refused(2, "pull", path)
