@@ -44,7 +44,7 @@ type Pusher struct {
 	mu       sync.Mutex
 	done     map[string]sent          // segments that were sent ahead, by name
 	underway map[string]chan struct{} // closed when one is sent, or has failed
-	forks    map[uint32]lsn.LSN // where timelines ended
+	forks    map[uint32]lsn.LSN       // where timelines ended
 	carries  map[lsn.LSN]walrec.Carry
 }
 

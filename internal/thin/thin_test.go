@@ -106,11 +106,23 @@ func TestWhatDoesNotGoWellIsLeftToTheCommand(t *testing.T) {
 	}()
 	torn := write(t, "node: {socket: "+deaf.Addr().String()+"}\n")
 	for _, args := range [][]string{
-		{"--config", refusing, "wal", "push", "x"}, {"--config", nobody, "wal", "push", "x"}, {"--config", torn, "wal", "push", "x"},
-		{"--config", write(t, "node: ["), "wal", "push", "x"}, {"--config", write(t, "- a\n"), "wal", "push", "x"}, {"--config", write(t, ""), "wal", "push", "x"},
+		{"--config", refusing, "wal", "push", "x"},
+		{"--config", nobody, "wal", "push", "x"},
+		{"--config", torn, "wal", "push", "x"},
+		{"--config", write(t, "node: ["), "wal", "push", "x"},
+		{"--config", write(t, "- a\n"), "wal", "push", "x"},
+		{"--config", write(t, ""), "wal", "push", "x"},
 		{"--config", "/nowhere", "wal", "push", "x"},
-		{"wal", "push"}, {"wal", "push", "a", "b"}, {"wal", "push", "--help"}, {"wal", "push", "-h", "x"}, {"wal", "push", "x", "--config"}, {"wal", "fetch", "a", "b"},
-		{"wal", "fetch", "--room", "s", "a"}, {"wal"}, {"snapshot", "push", "x"}, {},
+		{"wal", "push"},
+		{"wal", "push", "a", "b"},
+		{"wal", "push", "--help"},
+		{"wal", "push", "-h", "x"},
+		{"wal", "push", "x", "--config"},
+		{"wal", "fetch", "a", "b"},
+		{"wal", "fetch", "--room", "s", "a"},
+		{"wal"},
+		{"snapshot", "push", "x"},
+		{},
 	} {
 		var said strings.Builder
 		if code, done := thin.Main(args, &said); done || code != 0 || said.Len() > 0 {
