@@ -55,7 +55,7 @@ func (p Process) Terminate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ending process %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if !p.Alive() {
 		return ErrGone
 	}

@@ -32,7 +32,7 @@ func stampOf(st os.FileInfo, now time.Time) stamp {
 	if !ok {
 		return stamp{}
 	}
-	s := stamp{uint64(sys.Dev), sys.Ino, st.Size(), st.ModTime(), time.Unix(sys.Ctim.Unix())}
+	s := stamp{sys.Dev, sys.Ino, st.Size(), st.ModTime(), time.Unix(sys.Ctim.Unix())}
 	if now.Sub(s.ctime) < settled {
 		return stamp{}
 	}

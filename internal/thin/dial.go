@@ -21,12 +21,12 @@ func dial(socket string, patience time.Duration) (*os.File, error) {
 	for opt, d := range map[int]time.Duration{syscall.SO_SNDTIMEO: connectWithin, syscall.SO_RCVTIMEO: patience} {
 		tv := syscall.NsecToTimeval(d.Nanoseconds())
 		if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, opt, &tv); err != nil {
-			syscall.Close(fd)
+			_ = syscall.Close(fd)
 			return nil, os.NewSyscallError("setsockopt", err)
 		}
 	}
 	if err := connect(fd, socket); err != nil {
-		syscall.Close(fd)
+		_ = syscall.Close(fd)
 		return nil, fmt.Errorf("dialling %s: %w", socket, err)
 	}
 	return os.NewFile(uintptr(fd), socket), nil

@@ -1,6 +1,7 @@
 package durabletest
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"testing"
@@ -15,7 +16,7 @@ func SmallDisk(t testing.TB, size int64) string {
 	dir := t.TempDir()
 	run := func(args ...string) {
 		t.Helper()
-		cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // mount and umount
+		cmd := exec.CommandContext(context.Background(), args[0], args[1:]...) //nolint:gosec // mount and umount
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s: a test of a full disk mounts a tmpfs, as root or by sudo", args, err, out)
 		}
