@@ -121,9 +121,14 @@ func emptyLive(t *testing.T, p *Purger, conn *pgx.Conn) {
 			t.Fatalf("before a vacuum: %+v", one)
 		}
 	}
-	_, err = conn.Exec(t.Context(), `VACUUM`)
-	noErr(t, err)
-	if one := advanceOne(t, p, conn); one.State != PurgeAgeing || !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.Copies > 0 }) {
+	// The statistics of what was deleted may reach the server's books behind those of
+	// the vacuum, and then say until the next one that there are dead rows.
+	one := advanceOne(t, p, conn)
+	for until := time.Now().Add(time.Minute); one.State == PurgeResidue && time.Now().Before(until); one = advanceOne(t, p, conn) {
+		_, err = conn.Exec(t.Context(), `VACUUM`)
+		noErr(t, err)
+	}
+	if one.State != PurgeAgeing || !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.Copies > 0 }) {
 		t.Fatalf("after it: %+v", one)
 	}
 }
