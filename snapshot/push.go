@@ -46,6 +46,7 @@ type Pusher struct {
 	underway map[string]chan struct{} // closed when one is sent, or has failed
 	forks    map[uint32]lsn.LSN       // where timelines ended
 	carries  map[lsn.LSN]walrec.Carry
+	reading  map[lsn.LSN]chan struct{} // closed when the carry at the place is known, or never will be
 }
 
 // NewPusher writes through w.
@@ -57,6 +58,7 @@ func NewPusher(c PushConfig, w *WALWriter) (*Pusher, error) {
 	return &Pusher{
 		c: c, w: w, buffers: newBuffers(c.SegSize, cap(w.comps)+1), want: wanted{id, c.Major, c.SegSize}, ahead: make(chan string, c.LookAhead),
 		done: map[string]sent{}, underway: map[string]chan struct{}{}, forks: map[uint32]lsn.LSN{}, carries: map[lsn.LSN]walrec.Carry{},
+		reading: map[lsn.LSN]chan struct{}{},
 	}, nil
 }
 
@@ -132,14 +134,17 @@ func (p *Pusher) pushFile(ctx context.Context, path string, asked bool) error {
 	if err := p.checkFork(part); err != nil {
 		return err
 	}
+	read := p.reads(part.to)
+	defer read()
 	part.mac = part.names(p.w.c.Lineage, p.w.c.Keys).mac
 	if known.mac == part.mac {
 		return nil
 	}
+	p.index(ctx, &part, path)
+	read()
 	if err := p.w.otherContent(ctx, part, part.mac); err != nil {
 		return err
 	}
-	p.index(&part, path)
 	if err := p.w.store(ctx, part); err != nil {
 		return err
 	}
@@ -222,14 +227,31 @@ func (w *WALWriter) otherContent(ctx context.Context, f part, mac string) error 
 	return nil
 }
 
+// reads says that the segment which ends at to is being read: who needs what it
+// leaves open waits for read to be called.
+func (p *Pusher) reads(to lsn.LSN) (read func()) {
+	done := make(chan struct{})
+	p.mu.Lock()
+	p.reading[to] = done
+	p.mu.Unlock()
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.reading[to] == done {
+			delete(p.reading, to)
+		}
+		close(done)
+	})
+}
+
 // index reads a segment, going on from the one before where that is known or
 // still lies beside it.
-func (p *Pusher) index(f *part, path string) {
+func (p *Pusher) index(ctx context.Context, f *part, path string) {
 	if f.from == f.to {
 		return
 	}
 	cfg := walrec.Config{SegSize: p.c.SegSize, Major: p.c.Major, Timeline: f.timeline, Start: f.from}
-	carry := p.carry(cfg, path)
+	carry := p.carry(ctx, cfg, path)
 	m, next, err := indexOf(cfg, carry, f.data)
 	if err != nil {
 		p.w.c.Log.Error("WAL cannot be read; it is archived without an index, so recovery cannot aim at times within it", zap.String("segment", f.file), zap.Error(err))
@@ -246,7 +268,16 @@ func (p *Pusher) index(f *part, path string) {
 
 // carry is what the segment before cfg.Start left open; the zero Carry where it
 // cannot be had.
-func (p *Pusher) carry(cfg walrec.Config, path string) walrec.Carry {
+func (p *Pusher) carry(ctx context.Context, cfg walrec.Config, path string) walrec.Carry {
+	p.mu.Lock()
+	reading := p.reading[cfg.Start]
+	p.mu.Unlock()
+	if reading != nil {
+		select {
+		case <-reading:
+		case <-ctx.Done():
+		}
+	}
 	p.mu.Lock()
 	c, ok := p.carries[cfg.Start]
 	p.mu.Unlock()

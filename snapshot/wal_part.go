@@ -72,11 +72,11 @@ func (p part) macOf(l catalog.Lineage, k seal.DigestKeys, called string) string 
 }
 
 // record is the note's body but for its Link and ArchivedAt.
-func (p part) record(l catalog.Lineage, n names, object, index []byte) catalog.WAL {
+func (p part) record(l catalog.Lineage, n names, object catalog.Ref, index []byte) catalog.WAL {
 	raw := sha256.Sum256(p.data)
 	w := catalog.WAL{
 		Cluster: l.Cluster, Epoch: l.Epoch, Timeline: p.timeline, SystemID: l.SystemID, File: p.file,
-		From: p.from, To: p.to, Slice: p.slice, Object: refOf(n.object, object),
+		From: p.from, To: p.to, Slice: p.slice, Object: object,
 		Raw: hex.EncodeToString(raw[:]), RawSize: int64(len(p.data)),
 		LastRecordEnd: p.marks.recordEnd, FirstTime: p.marks.first, LastTime: p.marks.last, ServerTime: p.serverTime,
 	}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -194,12 +195,13 @@ func (w *WALWriter) sealed(p *part, n names, r *room) (*entry, error) {
 		return nil, fmt.Errorf("sealing %s: %w", p.file, err)
 	}
 	e = &entry{Note: n.note, object: body.Body}
+	object := catalog.Ref{Name: n.object, Size: int64(len(body.Body)), SHA256: hex.EncodeToString(body.SHA256[:])}
 	if n.index != "" {
 		if e.index, err = seal.SealBlob(p.marks.index, w.c.Index); err != nil {
 			return nil, fmt.Errorf("sealing the index of %s: %w", p.file, err)
 		}
 	}
-	e.WAL = p.record(w.c.Lineage, n, e.object, e.index)
+	e.WAL = p.record(w.c.Lineage, n, object, e.index)
 	if err := w.spool.keep(e, r); err != nil {
 		return nil, err
 	}

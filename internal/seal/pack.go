@@ -91,7 +91,7 @@ func finish(w io.WriteCloser, last []byte) error {
 // SealFile makes a pack of one whole file (a WAL segment, a history file), so
 // that `age -d | zstd -d` gives the file.
 func SealFile(plain []byte, c *Compressor, recipients []age.Recipient) (Sealed, error) {
-	w, err := NewPackWriter(recipients, int64(len(plain)/4))
+	w, err := NewPackWriter(recipients, int64(len(plain)/8))
 	if err != nil {
 		return Sealed{}, err
 	}

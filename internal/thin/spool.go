@@ -5,8 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -21,13 +19,22 @@ type Spool struct{ Dir string }
 // recovering is what PostgreSQL calls the segment that it asks restore_command for.
 const recovering = "RECOVERYXLOG"
 
-var segmentRE = regexp.MustCompile(`^[0-9A-F]{24}$`)
+// isSegment is written out, as are paths here: package regexp is initialised late.
+func isSegment(name string) bool {
+	return len(name) == 24 && strings.Trim(name, "0123456789ABCDEF") == ""
+}
 
 // SpoolFor is the spool of a fetch of name to dest; false where nothing is fetched
 // ahead: of a small file, or a fetch that is not recovery's.
 func SpoolFor(name, dest string) (Spool, bool) {
-	return Spool{filepath.Join(filepath.Dir(dest), "holdfast-spool")}, segmentRE.MatchString(name) && filepath.Base(dest) == recovering
+	dir, file := ".", dest
+	if i := strings.LastIndexByte(dest, '/'); i >= 0 {
+		dir, file = dest[:i], dest[i+1:]
+	}
+	return Spool{dir + "/holdfast-spool"}, isSegment(name) && file == recovering
 }
+
+func (s Spool) path(name string) string { return s.Dir + "/" + name }
 
 // entry is a segment in the spool.
 type entry struct{ name, sum, path string }
@@ -39,8 +46,8 @@ func (s Spool) entries() (list []entry) {
 	}
 	for _, f := range files {
 		name, sum, ok := strings.Cut(f.Name(), ".")
-		if ok && segmentRE.MatchString(name) && len(sum) == 2*sha256.Size {
-			list = append(list, entry{name, sum, filepath.Join(s.Dir, f.Name())})
+		if ok && isSegment(name) && len(sum) == 2*sha256.Size {
+			list = append(list, entry{name, sum, s.path(f.Name())})
 		}
 	}
 	return list
@@ -85,8 +92,8 @@ func moveChecked(e entry, dest string) bool {
 // Put keeps a segment.
 func (s Spool) Put(name string, data []byte) error {
 	sum := sha256.Sum256(data)
-	path := filepath.Join(s.Dir, name+"."+hex.EncodeToString(sum[:]))
-	tmp := filepath.Join(s.Dir, "tmp-"+name)
+	path := s.path(name + "." + hex.EncodeToString(sum[:]))
+	tmp := s.path("tmp-"+name)
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("fetching %s ahead: %w", name, err)
@@ -106,7 +113,7 @@ func (s Spool) Clear(keep func(name string) bool, age time.Duration) error {
 		if f.Name() == lockName || err == nil && keep(name) && time.Since(st.ModTime()) < age {
 			continue
 		}
-		if err := os.Remove(filepath.Join(s.Dir, f.Name())); err != nil && !os.IsNotExist(err) {
+		if err := os.Remove(s.path(f.Name())); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("clearing the spool: %w", err)
 		}
 	}
@@ -121,7 +128,7 @@ func (s Spool) Lock() (release func(), err error) {
 	if err := os.Mkdir(s.Dir, 0o700); err != nil && !os.IsExist(err) {
 		return nil, fmt.Errorf("making the spool: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(s.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(s.path(lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the spool: %w", err)
 	}
@@ -134,7 +141,7 @@ func (s Spool) Lock() (release func(), err error) {
 
 // filling says that a process fills the spool now.
 func (s Spool) filling() bool {
-	f, err := os.Open(filepath.Join(s.Dir, lockName))
+	f, err := os.Open(s.path(lockName))
 	if err != nil {
 		return false
 	}
