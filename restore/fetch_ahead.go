@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
-	"github.com/holdfast-dr/holdfast/internal/thin"
+	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
 )
 
 const (
@@ -23,7 +23,7 @@ const (
 // FetchAhead fetches the n segments behind name into spool, as far as the archive
 // has them whole, and removes what else is there: so n segments bound it. It does
 // nothing while another process does the same.
-func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool thin.Spool, n int) error {
+func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.Spool, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, aheadFor)
 	defer cancel()
 	release, err := spool.Lock()

@@ -2,12 +2,11 @@ package restore_test
 
 import (
 	"bytes"
-	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/holdfast-dr/holdfast/internal/thin"
+	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
 	"github.com/holdfast-dr/holdfast/restore"
 )
 
@@ -21,7 +20,7 @@ func testFetchAhead(t *testing.T, w *world, _ oracle) {
 	}
 	first := p.Files[0].Name
 	dest := filepath.Join(t.TempDir(), "RECOVERYXLOG")
-	spool, ok := thin.SpoolFor(first, dest)
+	spool, ok := ahead.SpoolFor(first, dest)
 	if !ok {
 		t.Fatal("nothing is fetched ahead of recovery")
 	}
@@ -72,7 +71,7 @@ func testFetchAhead(t *testing.T, w *world, _ oracle) {
 		t.Fatal("the spool is locked", err)
 	}
 	args := []string{"wal", "fetch", "--prefetch", "1", whole[0], dest}
-	if code, done := thin.Main(args, io.Discard); code != 0 || !done || !bytes.Equal(must[[]byte](t)(os.ReadFile(dest)), want) {
+	if code, done := ahead.Main(args); code != 0 || !done || !bytes.Equal(must[[]byte](t)(os.ReadFile(dest)), want) {
 		t.Errorf("%s from the spool: %d, %v", whole[0], code, done)
 	}
 	f.show(0, 1, 2)
@@ -86,7 +85,7 @@ func testFetchAhead(t *testing.T, w *world, _ oracle) {
 	if err := os.WriteFile(paths[0], bad, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, done := thin.Main(args, io.Discard); done || code != 0 {
+	if code, done := ahead.Main(args); done || code != 0 {
 		t.Errorf("a damaged file in the spool: %d, %v", code, done)
 	}
 }

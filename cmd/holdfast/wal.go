@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/server"
 	"github.com/holdfast-dr/holdfast/internal/thin"
+	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
 	"github.com/holdfast-dr/holdfast/restore"
 	"github.com/holdfast-dr/holdfast/snapshot"
 )
@@ -148,7 +149,7 @@ func (e *env) walFetchCommand() *cobra.Command {
 			if room != "" {
 				return fetched(thin.Fetch(room, name, dest))
 			}
-			spool, ahead := thin.SpoolFor(name, dest)
+			spool, recovers := ahead.SpoolFor(name, dest)
 			if fill {
 				return e.withArchive(c.Context(), cluster, identity, func(ctx context.Context, r restore.Repo, cluster string) error {
 					return restore.FetchAhead(ctx, r, cluster, name, spool, prefetch)
@@ -157,8 +158,8 @@ func (e *env) walFetchCommand() *cobra.Command {
 			err := e.withArchive(c.Context(), cluster, identity, func(ctx context.Context, r restore.Repo, cluster string) error {
 				return fetched(restore.FetchByName(ctx, r, cluster, name, dest))
 			})
-			if err == nil && ahead && prefetch > 0 {
-				_ = thin.StartFill(e.config, cluster, identity, prefetch, name, dest) // the file is there; the next fetch tries again
+			if err == nil && recovers && prefetch > 0 {
+				_ = ahead.StartFill(e.config, cluster, identity, prefetch, name, dest) // the file is there; the next fetch tries again
 			}
 			return err
 		},
@@ -166,7 +167,7 @@ func (e *env) walFetchCommand() *cobra.Command {
 	cmd.Flags().StringVar(&room, "room", "", "ask the restore that listens on `SOCKET`")
 	cmd.Flags().StringVar(&cluster, "cluster", "", "which `CLUSTER`, where the repository has several")
 	cmd.Flags().StringVar(&identity, "identity", "", "age identity `FILE` that opens data")
-	cmd.Flags().IntVar(&prefetch, "prefetch", thin.DefaultPrefetch, "fetch so many segments ahead of recovery, into DEST's directory; 0: none")
+	cmd.Flags().IntVar(&prefetch, "prefetch", ahead.DefaultPrefetch, "fetch so many segments ahead of recovery, into DEST's directory; 0: none")
 	cmd.Flags().BoolVar(&fill, "fill", false, "fetch ahead, and nothing else")
 	cmd.Flags().Lookup("fill").Hidden = true
 	return cmd

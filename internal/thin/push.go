@@ -1,16 +1,12 @@
 package thin
 
 import (
-	"bytes"
-	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
-
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
+	"unicode/utf8"
 )
 
 // What a configuration that does not say has.
@@ -29,39 +25,43 @@ type Push struct {
 	DataDir string `json:"data_dir" doc:"The command's working directory."`
 }
 
-// pushed says whether a daemon took the file: the quorum holds it. Ended by a
-// signal it fails like any push: PostgreSQL's archiver takes a command that dies
-// of one for a reason to die itself, and counts no failure (C-37).
-func pushed(c command) (code int, done bool) {
-	socket, in, ok := pushTo(c)
-	if !ok {
-		return 0, false
-	}
-	stop, taken := make(chan os.Signal, 1), make(chan bool, 1)
-	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(stop)
-	go func() { taken <- post(socket, in) }()
-	select {
-	case ok := <-taken:
-		return exitDone, ok
-	case <-stop:
-		return exitFailed, true
-	}
-}
-
 // The exit codes of a push (docs/commands.md).
 const (
 	exitDone   = 0
 	exitFailed = 1
 )
 
+// exit is os.Exit but in a test.
+var exit = os.Exit
+
+// pushed says whether a daemon took the file: the quorum holds it. Ended by a
+// signal it fails like any push: PostgreSQL's archiver takes a command that dies
+// of one for a reason to die itself, and counts no failure (C-37).
+func pushed(c Command, errw io.Writer) bool {
+	socket, in, ok := pushTo(c)
+	if !ok {
+		return false
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
+	defer close(stop)
+	defer signal.Stop(stop)
+	go func() {
+		if _, ok := <-stop; ok {
+			_, _ = io.WriteString(errw, "holdfast: interrupted\n")
+			exit(exitFailed)
+		}
+	}()
+	return post(socket, in)
+}
+
 // pushTo is what to send, and where.
-func pushTo(c command) (socket string, in Push, ok bool) {
+func pushTo(c Command) (socket string, in Push, ok bool) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", in, false
 	}
-	path := c.flags["config"]
+	path := c.Flags["config"]
 	if path == "" {
 		path = DefaultConfig
 	}
@@ -69,61 +69,74 @@ func pushTo(c command) (socket string, in Push, ok bool) {
 	if err != nil {
 		return "", in, false
 	}
-	socket, ok = socketOf(config)
-	return socket, Push{Cluster: c.flags["cluster"], Path: c.args[0], DataDir: dir}, ok
+	socket, ok = socketOf(string(config))
+	return socket, Push{Cluster: c.Flags["cluster"], Path: c.Args[0], DataDir: dir}, ok
 }
 
-// post asks the daemon, in the little of HTTP/1.0 that this takes.
+// post asks the daemon, in the little of HTTP/1.0 and of JSON that this takes.
 func post(socket string, in Push) bool {
-	body, err := json.Marshal(in)
-	if err != nil {
+	if !plain(in.Path) || !plain(in.DataDir) || !plain(in.Cluster) {
 		return false
 	}
+	body := `{"path":"` + in.Path + `","data_dir":"` + in.DataDir + `","cluster":"` + in.Cluster + `"}`
 	conn, err := dial(socket, 0)
 	if err != nil {
 		return false
 	}
 	defer conn.Close()
-	var req bytes.Buffer
-	fmt.Fprintf(&req, "POST %s HTTP/1.0\r\nHost: holdfast\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", PushPath, len(body), body)
-	if _, err := conn.Write(req.Bytes()); err != nil {
+	request := "POST " + PushPath + " HTTP/1.0\r\nHost: holdfast\r\nContent-Type: application/json\r\nContent-Length: " + decimal(len(body)) + "\r\n\r\n" + body
+	if _, err := io.WriteString(conn, request); err != nil {
 		return false
 	}
 	answer, err := io.ReadAll(io.LimitReader(conn, 1<<20))
-	return err == nil && (bytes.HasPrefix(answer, []byte("HTTP/1.0 200 ")) || bytes.HasPrefix(answer, []byte("HTTP/1.1 200 "))) && bytes.Contains(answer, []byte("\r\n\r\n{"))
+	status, rest, _ := strings.Cut(string(answer), "\r\n")
+	return err == nil && (strings.HasPrefix(status, "HTTP/1.0 200 ") || strings.HasPrefix(status, "HTTP/1.1 200 ")) && strings.Contains(rest, "\r\n\r\n{")
 }
 
-// socketOf reads node.socket out of a configuration. A daemon that answers there
-// has checked the rest.
-func socketOf(config []byte) (string, bool) {
-	file, err := parser.ParseBytes(config, 0)
-	if err != nil || len(file.Docs) == 0 {
-		return "", false
-	}
-	node, ok := field(file.Docs[0].Body, "node")
-	if !ok {
-		return "", false
-	}
-	socket, ok := field(node, "socket")
-	if !ok {
-		return DefaultSocket, true
-	}
-	text, ok := socket.(*ast.StringNode)
-	if !ok {
-		return "", false
-	}
-	return text.Value, true
-}
-
-func field(n ast.Node, name string) (ast.Node, bool) {
-	m, ok := n.(ast.MapNode)
-	if !ok {
-		return nil, false
-	}
-	for it := m.MapRange(); it.Next(); {
-		if it.Key().String() == name {
-			return it.Value(), true
+// plain says that a text is the same within quotes in JSON.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] == '"' || s[i] == '\\' {
+			return false
 		}
 	}
-	return nil, false
+	return utf8.ValidString(s)
+}
+
+func decimal(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return decimal(n/10) + decimal(n%10)
+}
+
+// socketOf finds node.socket in a configuration without reading the rest: it is
+// the only field of that name, and a daemon that answers there has checked them
+// all. false: it is written in a way that only a YAML parser understands.
+func socketOf(config string) (string, bool) {
+	found := DefaultSocket
+	for line := range strings.SplitSeq(config, "\n") {
+		line, _, _ = strings.Cut(line, " #")
+		before, value, ok := strings.Cut(line, "socket")
+		if !ok || strings.HasPrefix(strings.TrimLeft(line, " "), "#") {
+			continue
+		}
+		value, ok = strings.CutPrefix(value, ": ")
+		value, _, _ = strings.Cut(strings.TrimRight(value, " \r"), ",")
+		value = strings.TrimRight(value, "} ")
+		if before = strings.TrimRight(before, " "); !ok || before != "" && !strings.HasSuffix(before, "{") && !strings.HasSuffix(before, ",") {
+			return "", false
+		}
+		if found != DefaultSocket || !isPath(value) {
+			return "", false
+		}
+		found = value
+	}
+	return found, true
+}
+
+// isPath says that a value is an absolute path that YAML takes as it stands.
+func isPath(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
+	return strings.HasPrefix(s, "/") && strings.Trim(s, letters) == ""
 }

@@ -1,6 +1,7 @@
 package thin_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -135,16 +136,21 @@ func TestWhatDoesNotGoWellIsLeftToTheCommand(t *testing.T) {
 func TestAPushEndedByASignalFails(t *testing.T) {
 	asked, answer := make(chan struct{}), make(chan struct{})
 	config := daemon(t, func(thin.Push) error { close(asked); <-answer; return nil })
-	defer close(answer)
 	go func() {
 		<-asked
 		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
 	}()
+	codes := make(chan int, 1)
+	defer thin.SetExit(func(code int) {
+		codes <- code
+		close(answer)
+	})()
 	var said strings.Builder
-	if code, done := thin.Main([]string{"--config", config, "wal", "push", "x"}, &said); code != 1 || !done || said.String() != "holdfast: interrupted\n" {
-		t.Errorf("%d, %v, %q", code, done, said.String())
+	thin.Main([]string{"--config", config, "wal", "push", "x"}, &said)
+	if code := <-codes; code != 1 || said.String() != "holdfast: interrupted\n" {
+		t.Errorf("%d, %q", code, said.String())
 	}
 }
 
@@ -189,16 +195,37 @@ func TestAFetchEndsAsRestoreCommandMust(t *testing.T) {
 	}
 }
 
-// The socket is found where configs finds it.
+// The socket is found where configs finds it, or is not found.
 func TestTheSocketIsTheConfigurations(t *testing.T) {
-	c, err := configs.Parse(configs.Example(), "example")
+	for _, doc := range []string{
+		string(configs.Example()), string(configs.DrillExample()),
+		strings.Replace(string(configs.Example()), "  socket: /run/holdfast/holdfast.sock", "  socket:    \"/other/sock\"", 1),
+		strings.Replace(string(configs.Example()), "  socket: /run/holdfast/holdfast.sock", "  socket: /other/h.sock\r", 1),
+		strings.Replace(string(configs.Example()), "  socket: /run/holdfast/holdfast.sock", "  # socket: /other/sock", 1),
+	} {
+		c, err := configs.Parse([]byte(doc), "example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := thin.SocketOf(doc); ok && got != c.Node.Socket {
+			t.Errorf("%q; configs says %q", got, c.Node.Socket)
+		}
+	}
+	for doc, want := range map[string]string{
+		"node: {name: a, socket: /s}\n": "/s", "node: {socket: /s, name: a}": "/s", "node:\n  name: a\n  socket: /a/b.sock # here\n": "/a/b.sock",
+		"node: {name: a}\n": thin.DefaultSocket, "# socket: /x\n": thin.DefaultSocket,
+		"node: {socket: \"/s\"}": "", "node:\n  socket:\n    /s\n": "", "node: {socket: *s}": "", "node: {'socket': /s}": "", "note: |\n  my socket: /s\n": "",
+		"node: {socket: /a}\nnode: {socket: /b}\n": "",
+	} {
+		if got, ok := thin.SocketOf(doc); got != want || ok != (want != "") {
+			t.Errorf("%q: %q, %v, want %q", doc, got, ok, want)
+		}
+	}
+	schema, err := configs.Schema()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, ok := thin.SocketOf(configs.Example()); !ok || got != c.Node.Socket {
-		t.Errorf("%q, %v; configs says %q", got, ok, c.Node.Socket)
-	}
-	if got, ok := thin.SocketOf([]byte("node: {name: a}\n")); !ok || got != c.Node.Socket {
-		t.Errorf("by default %q, %v; configs says %q", got, ok, c.Node.Socket)
+	if n := bytes.Count(schema, []byte(`"socket":`)); n != 1 {
+		t.Errorf("%d fields of the configuration are called socket: thin reads the first that it finds", n)
 	}
 }

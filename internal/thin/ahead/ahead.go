@@ -1,10 +1,13 @@
-package thin
+package ahead
 
 import (
+	"cmp"
 	"os"
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/thin"
 )
 
 // DefaultPrefetch is how many segments are fetched ahead of recovery.
@@ -17,10 +20,21 @@ const (
 	fillLook = 5 * time.Millisecond
 )
 
+// Main carries out a command line (without the program's name) if it is recovery's
+// fetch of a segment that is in the spool; done says that the program ends with
+// code. Otherwise nothing was done.
+func Main(args []string) (code int, done bool) {
+	c, ok := thin.Parse(args)
+	if !ok || c.Verb != "fetch" || len(c.Args) != 2 || c.Flags["room"] != "" {
+		return 0, false
+	}
+	return thin.ExitFetched, spooled(c)
+}
+
 // spooled says whether the spool had what recovery asks for.
-func spooled(c command) bool {
-	name, dest := c.args[0], c.args[1]
-	n, err := strconv.Atoi(c.flags["prefetch"])
+func spooled(c thin.Command) bool {
+	name, dest := c.Args[0], c.Args[1]
+	n, err := strconv.Atoi(cmp.Or(c.Flags["prefetch"], strconv.Itoa(DefaultPrefetch)))
 	spool, ok := SpoolFor(name, dest)
 	if err != nil || !ok || n <= 0 {
 		return false
@@ -30,7 +44,7 @@ func spooled(c command) bool {
 		left, ok := spool.take(name, dest)
 		if ok {
 			if left <= n/2 && !filling {
-				_ = StartFill(c.flags["config"], c.flags["cluster"], c.flags["identity"], n, name, dest) // the next fetch tries again
+				_ = StartFill(c.Flags["config"], c.Flags["cluster"], c.Flags["identity"], n, name, dest) // the next fetch tries again
 			}
 			return true
 		}

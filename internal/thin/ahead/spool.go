@@ -1,4 +1,4 @@
-package thin
+package ahead
 
 import (
 	"crypto/sha256"
@@ -93,7 +93,7 @@ func moveChecked(e entry, dest string) bool {
 func (s Spool) Put(name string, data []byte) error {
 	sum := sha256.Sum256(data)
 	path := s.path(name + "." + hex.EncodeToString(sum[:]))
-	tmp := s.path("tmp-"+name)
+	tmp := s.path("tmp-" + name)
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("fetching %s ahead: %w", name, err)
