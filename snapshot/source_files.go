@@ -150,9 +150,11 @@ func (t *take) copyFiles(ctx context.Context, work []bundle, start lsn.LSN) erro
 	group, ctx := errgroup.WithContext(ctx)
 	for range min(t.cfg.Workers, len(work)) {
 		group.Go(func() error {
-			if err := datadir.GiveWay(); err != nil {
+			back, err := datadir.GiveWay()
+			if err != nil {
 				t.log.Debug("reading at the priority of everything else", zap.Error(err))
 			}
+			defer back()
 			cut := t.lane(ctx)
 			for n := next.Add(1) - 1; n < int64(len(work)); n = next.Add(1) - 1 {
 				for _, f := range work[n].files {

@@ -16,20 +16,43 @@ const (
 )
 
 // GiveWay makes the calling goroutine's reads the last among those that share a disk
-// with the same claim, where its scheduler knows priorities (BFQ, mq-deadline). Not
-// idle: beside a server that never rests a copy must end too. The goroutine gets a
-// thread of its own, which ends with it, so that nothing else is slowed.
-func GiveWay() error {
+// with the same claim, where its scheduler knows priorities (BFQ, mq-deadline), until
+// it calls back. Not idle: beside a server that never rests a copy must end too. The
+// goroutine has a thread to itself meanwhile. That thread must not end with it:
+// programs that it once started would get their parent's death signal (prctl(2)).
+func GiveWay() (back func(), err error) {
 	runtime.LockOSThread()
-	_, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, ioWhoProcess, 0, ioBestEffort<<ioClassShift|ioLast)
-	if errno != 0 {
-		return fmt.Errorf("lowering the priority of reading: %w", errno)
+	before, err := ioPriority()
+	if err == nil {
+		err = setIOPriority(ioBestEffort<<ioClassShift | ioLast)
 	}
-	return nil
+	if err != nil {
+		runtime.UnlockOSThread()
+		return func() {}, fmt.Errorf("lowering the priority of reading: %w", err)
+	}
+	return func() {
+		_ = setIOPriority(before) // as it was, which is always allowed
+		runtime.UnlockOSThread()
+	}, nil
 }
 
 // GivesWay says whether the calling goroutine's thread does.
 func GivesWay() bool {
+	prio, err := ioPriority()
+	return err == nil && prio == ioBestEffort<<ioClassShift|ioLast
+}
+
+func ioPriority() (uintptr, error) {
 	prio, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, ioWhoProcess, 0, 0)
-	return errno == 0 && prio == ioBestEffort<<ioClassShift|ioLast
+	if errno != 0 {
+		return 0, errno
+	}
+	return prio, nil
+}
+
+func setIOPriority(prio uintptr) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, ioWhoProcess, 0, prio); errno != 0 {
+		return errno
+	}
+	return nil
 }
