@@ -28,6 +28,7 @@ func BenchmarkPush(b *testing.B) {
 // backlog is a server with a load's segments of 16 MiB that are ready to be pushed.
 func backlog(b *testing.B) (*pgtest.Cluster, []string) {
 	pg := pgtest.Start(b, pgtest.WithSetting("archive_mode", "on"), pgtest.WithSetting("archive_command", "false"))
+	slotFromHere(pg)
 	args := []string{"-h", pg.SocketDir, "-p", port(pg), "-U", "postgres", "postgres"}
 	pg.Run("pgbench", append([]string{"-i", "-q", "-s", "10"}, args...)...)
 	pg.Exec("CHECKPOINT")

@@ -137,7 +137,7 @@ func (s *spool) keep(e *entry, r *room) error {
 	}
 	s.quota.written(e.WAL.Object.Name, int64(len(body)), r)
 	at := len(line) + 1 + len(e.object)
-	e.object, e.index = body[len(line)+1:at:at], body[at:]
+	e.object, e.index = body[len(line)+1:at:at], bytes.Clone(body[at:]) // a write of it that hangs must not hold the object
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.entries[e.WAL.Object.Name] = &entry{WAL: e.WAL, Note: e.Note}
@@ -236,7 +236,7 @@ func decodeEntry(data []byte) (*entry, error) {
 	if n < 0 || e.WAL.Index.Size < 0 || n > int64(len(bodies)) || int64(len(bodies))-n != e.WAL.Index.Size {
 		return nil, fmt.Errorf("%d bytes of objects, want %d and %d", len(bodies), n, e.WAL.Index.Size)
 	}
-	e.object, e.index = bodies[:n:n], bodies[n:]
+	e.object, e.index = bodies[:n:n], bytes.Clone(bodies[n:]) // a write of it that hangs must not hold the object
 	for ref, body := range map[catalog.Ref][]byte{e.WAL.Object: e.object, e.WAL.Index: e.index} {
 		if ref.Name != "" && refOf(ref.Name, body) != ref {
 			return nil, fmt.Errorf("the bytes of %s are not those that were sealed", ref.Name)
