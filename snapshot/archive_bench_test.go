@@ -55,7 +55,9 @@ func streamBacklog(b *testing.B, pg *pgtest.Cluster, hanging bool) {
 }
 
 // slotFromHere makes a slot that holds all WAL from now on.
-func slotFromHere(pg *pgtest.Cluster) { pg.Exec("SELECT pg_create_physical_replication_slot('base', true)") }
+func slotFromHere(pg *pgtest.Cluster) {
+	pg.Exec("SELECT pg_create_physical_replication_slot('base', true)")
+}
 
 // copySlot makes a slot that holds what that of slotFromHere does, and says from where.
 func copySlot(t testing.TB, pg *pgtest.Cluster) (slot string, from lsn.LSN) {
