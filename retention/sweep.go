@@ -15,7 +15,7 @@ import (
 
 // sweepMost bounds the names that one sweep removes below a prefix, so that what else is
 // due for a cluster does not wait for the slices of a fast day.
-const sweepMost = 16384
+const sweepMost = 1024
 
 // Swept is what a sweep did for one mark.
 type Swept struct {
