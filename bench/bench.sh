@@ -8,6 +8,8 @@
 #   BENCH_REPOS=file,s3     a directory, an S3 server over TLS
 #   BENCH_TOOLS=…           adapters, see bench/README.md (walg.sh or others by path)
 #   BENCH_STEPS=full,incr,incr1,incr5,restore,delta
+#   BENCH_SEGMENTS=200      WAL segments that are pushed, fetched and replayed, on pgbench's data; 0: none, and no commits
+#   BENCH_WAL_STEPS=push,get,replay,commit
 #   BENCH_SETTLE=20         seconds to wait at most for a quiet machine before each command
 #   BENCH_NOTE=…            a sentence for the report, as what else ran meanwhile
 #   BENCH_OUT=…             the report, instead of docs/results/<date>-bench.md
@@ -29,6 +31,9 @@ busy() { awk '{ print $1 }' /proc/loadavg; }
 before=$(busy)
 SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$repos" --steps "$steps" --runs "$runs" \
   --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --settle "${BENCH_SETTLE:-20}" --work "$work/peers" --keep --out "$work/table"
+segments=${BENCH_SEGMENTS:-200}
+[ "$segments" = 0 ] || SCALE=${BENCH_SCALE:-50} bash bench/peers.sh --tools holdfast,pgbackrest --repos file --steps "${BENCH_WAL_STEPS:-push,get,replay,commit}" \
+  --segments "$segments" --runs "$runs" --budget "${BENCH_BUDGET:-7200}" --settle "${BENCH_SETTLE:-20}" --work "$work/wal" --keep --out "$work/waltable"
 find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z | xargs -0 cat 2>/dev/null | { head -c 400M; cat >/dev/null; } >"$work/pages"
 
 {
@@ -41,6 +46,20 @@ find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z |
   echo "- pgBackRest is the distribution's: up to 2.45 it copies whole files that changed. Nothing is claimed against newer ones, whose increments are of blocks."
   echo
   python3 bench/ratios.py "$work/peers/rows.jsonl"
+  if [ "$segments" != 0 ]; then
+    echo
+    echo "## WAL: $segments segments of a pgbench load, to and from a directory"
+    echo
+    python3 bench/ratios.py "$work/wal/rows.jsonl"
+    echo
+    cat "$work/waltable"
+    echo
+    echo "\`commit-N\`: N clients whose commits wait for Holdfast as the synchronous standby, and alone."
+    echo
+    echo "### Streaming a backlog, three zones and a quorum of two, pure CPU of the archiver"
+    echo
+    ${GO:-go} test ${BENCH_TAGS:+-tags "$BENCH_TAGS"} -run '^$' -bench 'Stream' -benchtime 3x ./snapshot | grep ^Benchmark | sed 's/^/    /'
+  fi
   echo
   echo "### Limits of this machine, on 400 MB of these pages"
   echo

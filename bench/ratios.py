@@ -15,6 +15,11 @@ TARGETS = [
     ("full", "pgbackrest", 1.5, 1.10), ("full", "pgbackrest1", 1.1, 1.03), ("incr1", "pgbackrest", 4.0, 0.25),
     ("incr5", "pgbackrest", 4.0, 0.25), ("restore", "pgbackrest", 2.0, None), ("delta", "pgbackrest", 1.5, None),
 ]
+# Of WAL: our step, a peer's, which peer ("local cp": a restore_command that copies from a directory), times as fast.
+WAL_TARGETS = [
+    ("push-async", "push-async", "pgbackrest", 1.3), ("push-async", "push", "pgbackrest", 3.0),
+    ("replay-async", "replay", "local cp", 1 / 1.1),
+]
 MEMORY = 256 * 1.048576  # MB
 
 
@@ -48,7 +53,7 @@ def ratio_table(rows):
         own = here.get("holdfast")
         for tool, m in here.items():
             stored = f"{m['bytes'] / 1e6:.1f}" if "bytes" in m else ""
-            cells = [repo, step, tool, f"{m['wall']:.2f}", f"{m['cpu']:.1f}", f"{m['rss'] / 1e6:.0f}", stored]
+            cells = [repo, step, tool, f"{m['wall']:.2f}", f"{m.get('cpu', 0):.1f}", f"{m.get('rss', 0) / 1e6:.0f}", stored]
             if own and tool not in OURS:
                 cells += [f"{m['wall'] / own['wall']:.2f}", f"{own['bytes'] / m['bytes']:.3f}" if m.get("bytes") and "bytes" in own else ""]
             else:
@@ -67,7 +72,12 @@ def target_table(rows):
             times, bytes_ = other["wall"] / own["wall"], own["bytes"] / other["bytes"] if share else 0
             met = times >= faster and (not share or bytes_ <= share)
             print(f"| {repo} | {step} | {peer} | {times:.2f} | {faster} | {f'{bytes_:.3f}' if share else ''} | {share or ''} | {'reached' if met else '**not reached**'} |")
-        peaks = [m["rss"] / 1e6 for (r, _, t), m in rows.items() if r == repo and t == "holdfast"]
+        for step, theirs, peer, faster in WAL_TARGETS:
+            own, other = rows.get((repo, step, "holdfast")), rows.get((repo, theirs, peer)) or rows.get(("-", theirs, peer))
+            if own and other:
+                times = other["wall"] / own["wall"]
+                print(f"| {repo} | {step} | {peer}, {theirs} | {times:.2f} | {faster:.2f} | | | {'reached' if times >= faster else '**not reached**'} |")
+        peaks = [m["rss"] / 1e6 for (r, _, t), m in rows.items() if r == repo and t == "holdfast" and "rss" in m]
         if peaks:
             print(f"| {repo} | peak memory, every step | | {max(peaks):.0f} MB | {MEMORY:.0f} MB | | | {'reached' if max(peaks) <= MEMORY else '**not reached**'} |")
 
