@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -78,15 +79,25 @@ func (s Spool) take(name, dest string) (left int, ok bool) {
 }
 
 func moveChecked(e entry, dest string) bool {
-	data, err := os.ReadFile(e.path)
-	if err != nil {
-		return false
-	}
-	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != e.sum {
+	if sum, err := sumOf(e.path); err != nil || sum != e.sum {
 		os.Remove(e.path)
 		return false
 	}
 	return os.Rename(e.path, dest) == nil
+}
+
+// sumOf reads a file in pieces: memory for all of it would cost more than its SHA-256.
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // Put keeps a segment.
