@@ -100,16 +100,18 @@ func sumOf(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Put keeps a segment.
-func (s Spool) Put(name string, data []byte) error {
-	sum := sha256.Sum256(data)
-	path := s.path(name + "." + hex.EncodeToString(sum[:]))
+// Put keeps a segment that write makes in a file, whose SHA-256 it says.
+func (s Spool) Put(name string, write func(path string) (sum string, err error)) error {
 	tmp := s.path("tmp-" + name)
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	sum, err := write(tmp)
+	if err == nil {
+		err = os.Rename(tmp, s.path(name+"."+sum))
+	}
+	if err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("fetching %s ahead: %w", name, err)
 	}
-	return os.Rename(tmp, path)
+	return nil
 }
 
 // Clear removes all but the segments that keep wants, and what is older than an age.
