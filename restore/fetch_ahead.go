@@ -3,7 +3,6 @@ package restore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -66,11 +65,7 @@ func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.S
 			return errors.Join(err, group.Wait())
 		}
 		group.Go(func() error {
-			data, _, err := assemble(gctx, r, file)
-			if err != nil {
-				return fmt.Errorf("fetching %s ahead: %w", s, err)
-			}
-			return spool.Put(s, data)
+			return spool.Put(s, func(path string) (sum string, err error) { return writeWAL(gctx, r, file, path) })
 		})
 	}
 	return group.Wait()

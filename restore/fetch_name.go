@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
@@ -43,25 +44,22 @@ func FetchByName(ctx context.Context, r Repo, cluster, name, dest string) (code 
 	if err != nil {
 		return ExitDoubt, err
 	}
-	data, _, err := assemble(ctx, r, file)
-	if err != nil {
-		return ExitDoubt, err
+	tmp := dest + ".holdfast"
+	if _, err := writeWAL(ctx, r, file, tmp); err != nil {
+		return ExitDoubt, errors.Join(err, remove(tmp))
 	}
-	if err := place(dest, data); err != nil {
-		return ExitDoubt, err
+	// PostgreSQL makes sure of what it keeps, and asks again after a crash.
+	if err := os.Rename(tmp, dest); err != nil {
+		return ExitDoubt, errors.Join(err, remove(tmp))
 	}
 	return ExitFetched, nil
 }
 
-// place gives a file its name when it is whole. PostgreSQL makes sure of what it
-// keeps, and asks again after a crash.
-func place(dest string, data []byte) error {
-	tmp := dest + ".holdfast"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		os.Remove(tmp)
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Rename(tmp, dest)
+	return nil
 }
 
 // errAbsent means that a name is proven to be absent.

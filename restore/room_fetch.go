@@ -246,7 +246,6 @@ func (s *fetchServer) store(name string, data []byte) (string, error) {
 
 // assemble fetches, checks and opens the parts of a file; n is what was fetched.
 func assemble(ctx context.Context, r Repo, file File) (data []byte, n int64, err error) {
-	data = make([]byte, 0, file.Size)
 	for _, p := range file.Parts {
 		sealed, err := r.Reader.Get(ctx, p.Object.Name, p.Object.Size, p.Object.SHA256)
 		if err != nil {
@@ -260,10 +259,20 @@ func assemble(ctx context.Context, r Repo, file File) (data []byte, n int64, err
 		if sum := sha256.Sum256(raw); hex.EncodeToString(sum[:]) != p.Raw || p.Off < 0 || p.Len < 0 || p.Off+p.Len > int64(len(raw)) {
 			return nil, n, fmt.Errorf("%s: its %d bytes have SHA-256 %x, its note says %s", p.Object.Name, len(raw), sum, p.Raw)
 		}
+		if p.Len == file.Size && data == nil {
+			data = raw[p.Off : p.Off+p.Len] // all of it: nothing to put together
+			continue
+		}
+		if data == nil {
+			data = make([]byte, 0, file.Size)
+		}
 		data = append(data, raw[p.Off:p.Off+p.Len]...)
 	}
 	if int64(len(data)) > file.Size {
 		return nil, n, fmt.Errorf("%s: its parts have %d bytes, want %d", file.Name, len(data), file.Size)
 	}
-	return append(data, make([]byte, file.Size-int64(len(data)))...), n, nil
+	if rest := file.Size - int64(len(data)); rest > 0 {
+		data = append(data, make([]byte, rest)...)
+	}
+	return data, n, nil
 }

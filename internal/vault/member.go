@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -155,7 +156,12 @@ func (m *member) body(ctx context.Context, name, version string, limit int64) ([
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	var got bytes.Buffer
+	if limit != maxNote && limit != maxObject { // it is the size: memory for it is taken once
+		got.Grow(int(limit) + 1 + bytes.MinRead)
+	}
+	_, err = got.ReadFrom(io.LimitReader(r, limit+1))
+	data := got.Bytes()
 	err = errors.Join(err, r.Close())
 	if err == nil && int64(len(data)) > limit {
 		err = fmt.Errorf("reading %s: longer than %d bytes: %w", name, limit, zone.ErrDigest)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -78,27 +79,39 @@ func (s Spool) take(name, dest string) (left int, ok bool) {
 }
 
 func moveChecked(e entry, dest string) bool {
-	data, err := os.ReadFile(e.path)
-	if err != nil {
-		return false
-	}
-	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != e.sum {
+	if sum, err := sumOf(e.path); err != nil || sum != e.sum {
 		os.Remove(e.path)
 		return false
 	}
 	return os.Rename(e.path, dest) == nil
 }
 
-// Put keeps a segment.
-func (s Spool) Put(name string, data []byte) error {
-	sum := sha256.Sum256(data)
-	path := s.path(name + "." + hex.EncodeToString(sum[:]))
+// sumOf reads a file in pieces: memory for all of it would cost more than its SHA-256.
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Put keeps a segment that write makes in a file, whose SHA-256 it says.
+func (s Spool) Put(name string, write func(path string) (sum string, err error)) error {
 	tmp := s.path("tmp-" + name)
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	sum, err := write(tmp)
+	if err == nil {
+		err = os.Rename(tmp, s.path(name+"."+sum))
+	}
+	if err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("fetching %s ahead: %w", name, err)
 	}
-	return os.Rename(tmp, path)
+	return nil
 }
 
 // Clear removes all but the segments that keep wants, and what is older than an age.
