@@ -42,9 +42,9 @@ type Pusher struct {
 	buffers *buffers
 
 	mu       sync.Mutex
-	done     map[string]sent          // segments that were sent ahead, by name
-	underway map[string]chan struct{} // closed when one is sent, or has failed
-	forks    map[uint32]lsn.LSN       // where timelines ended
+	done     map[string]sent    // segments that were sent ahead, by name
+	underway map[string]*errand // what is to be sent ahead, by name
+	forks    map[uint32]lsn.LSN // where timelines ended
 	carries  map[lsn.LSN]walrec.Carry
 	reading  map[lsn.LSN]chan struct{} // closed when the carry at the place is known, or never will be
 }
@@ -57,7 +57,7 @@ func NewPusher(c PushConfig, w *WALWriter) (*Pusher, error) {
 	}
 	return &Pusher{
 		c: c, w: w, buffers: newBuffers(c.SegSize, cap(w.comps)+1), want: wanted{id, c.Major, c.SegSize}, ahead: make(chan string, c.LookAhead),
-		done: map[string]sent{}, underway: map[string]chan struct{}{}, forks: map[uint32]lsn.LSN{}, carries: map[lsn.LSN]walrec.Carry{},
+		done: map[string]sent{}, underway: map[string]*errand{}, forks: map[uint32]lsn.LSN{}, carries: map[lsn.LSN]walrec.Carry{},
 		reading: map[lsn.LSN]chan struct{}{},
 	}, nil
 }
@@ -163,18 +163,29 @@ func (p *Pusher) checkFork(f part) error {
 	return nil
 }
 
+// errand is a segment that is to be sent ahead.
+type errand struct {
+	begun bool
+	ended chan struct{} // closed when one that was begun is sent, or has failed
+}
+
 // sentAhead is what became durable of a file before it was asked for, after the
-// end of what is under way. Each such entry is used up: PostgreSQL asks once.
+// end of what has begun; what has not is the caller's then. Each such entry is used
+// up: PostgreSQL asks once.
 func (p *Pusher) sentAhead(ctx context.Context, name string, asked bool) sent {
 	if !asked {
 		return sent{}
 	}
 	p.mu.Lock()
-	underway := p.underway[name]
+	e := p.underway[name]
+	if e != nil && !e.begun {
+		delete(p.underway, name)
+		e = nil
+	}
 	p.mu.Unlock()
-	if underway != nil {
+	if e != nil {
 		select {
-		case <-underway:
+		case <-e.ended:
 		case <-ctx.Done():
 		}
 	}

@@ -40,11 +40,19 @@ func (p *Pusher) Run(ctx context.Context) error {
 }
 
 func (p *Pusher) sendAhead(ctx context.Context, path string) {
+	name := filepath.Base(path)
+	p.mu.Lock()
+	e := p.underway[name]
+	if e == nil || e.begun {
+		p.mu.Unlock()
+		return // PostgreSQL was faster
+	}
+	e.begun = true
+	p.mu.Unlock()
 	err := p.pushFile(ctx, path, false)
 	p.mu.Lock()
-	name := filepath.Base(path)
-	close(p.underway[name])
 	delete(p.underway, name)
+	close(e.ended)
 	p.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
 		p.w.c.Log.Info("a segment was not sent ahead; it is sent when PostgreSQL asks", zap.String("path", path), zap.Error(err))
@@ -72,7 +80,7 @@ func (p *Pusher) lookAhead(path string) {
 	for _, name := range chooseAhead(names, filepath.Base(path), p.c.LookAhead, p.known) {
 		select {
 		case p.ahead <- filepath.Join(dir, name):
-			p.underway[name] = make(chan struct{})
+			p.underway[name] = &errand{ended: make(chan struct{})}
 		default:
 			return
 		}

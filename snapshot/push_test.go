@@ -42,6 +42,15 @@ func (g pushRig) finish() string {
 	return name
 }
 
+// ready waits for the mark that PostgreSQL makes of a finished segment.
+func (g pushRig) ready(t *testing.T, name string) {
+	t.Helper()
+	await(t, name+" is ready", func() bool {
+		_, err := os.Stat(filepath.Join(g.pg.DataDir, "pg_wal/archive_status", name+".ready"))
+		return err == nil
+	})
+}
+
 // C-34, C-35, C-45.
 func TestASegmentPushedTwiceIsOneAndOtherContentIsRefused(t *testing.T) {
 	g := newPushRig(t)
@@ -132,10 +141,7 @@ func TestFollowingSegmentsAreSentAhead(t *testing.T) {
 	for range 4 {
 		names = append(names, g.finish())
 	}
-	await(t, "the last segment is ready", func() bool {
-		_, err := os.Stat(filepath.Join(g.pg.DataDir, "pg_wal/archive_status", names[3]+".ready"))
-		return err == nil
-	})
+	g.ready(t, names[3])
 	okay(t, g.push(t, names[0]))
 	_, last, err := lsn.ParseSegmentName(names[3], walSeg)
 	okay(t, err)
@@ -145,6 +151,24 @@ func TestFollowingSegmentsAreSentAhead(t *testing.T) {
 	}
 	for _, n := range names[1:] {
 		okay(t, g.push(t, n))
+	}
+}
+
+// P8: what was chosen to be sent ahead and has not begun holds no push up, and is sent
+// once.
+func TestAPushDoesNotWaitForWhatHasNotBegun(t *testing.T) {
+	g := newPushRig(t)
+	first, second := g.finish(), g.finish()
+	g.ready(t, second)
+	okay(t, g.push(t, first))
+	if len(g.p.ahead) != 1 {
+		t.Fatalf("%d segments wait to be sent ahead, want one", len(g.p.ahead))
+	}
+	okay(t, g.push(t, second)) // nobody runs that would send it ahead
+	before := len(g.r.objects(0, "clusters/cms/wal"))
+	g.p.sendAhead(t.Context(), <-g.p.ahead)
+	if after := len(g.r.objects(0, "clusters/cms/wal")); after != before || len(g.p.underway)+len(g.p.done) != 0 {
+		t.Errorf("%d objects of %d; %d under way, %d done", after, before, len(g.p.underway), len(g.p.done))
 	}
 }
 

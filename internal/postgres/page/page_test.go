@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/datadir"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -126,33 +128,60 @@ func TestJudgements(t *testing.T) {
 	}
 }
 
-// C-19: mismatch, read again once: changed is accepted, unchanged is bad.
-func TestAMismatchIsReadAgainOnce(t *testing.T) {
-	whole := written(3, 100, 0)
-	torn := append([]byte(nil), whole...)
+// tornPage is a page in two states, of which the second is whole.
+func tornPage() (torn, whole []byte) {
+	whole = written(3, 100, 0)
+	torn = append([]byte(nil), whole...)
 	copy(torn[4096:], written(4, 90, 0)[4096:])
-	reads := 0
-	again := func(bytes []byte) page.Reread {
-		return func(p []byte, index int64) error { reads++; copy(p, bytes); return nil }
+	return torn, whole
+}
+
+// C-19: mismatch, read again: changed is accepted, however late the writer goes on.
+func TestAMismatchIsReadAgain(t *testing.T) {
+	torn, whole := tornPage()
+	for late := 1; late <= 4; late++ {
+		synctest.Test(t, func(t *testing.T) {
+			reads := 0
+			v := page.NewVerifier(1000, 0, func(p []byte, _ int64) error {
+				if reads++; reads < late {
+					copy(p, torn)
+				} else {
+					copy(p, whole)
+				}
+				return nil
+			})
+			data := append([]byte(nil), torn...)
+			if err := v.Check(data); err != nil || v.Report().Changed != 1 || !v.Report().Clean() || reads != late {
+				t.Errorf("changed: %+v, %v, %d reads, want %d", v.Report(), err, reads, late)
+			}
+			if page.Judge(data, 0, 1000) != page.Good {
+				t.Error("the newer bytes must take the place of the torn ones")
+			}
+		})
 	}
-	data := append([]byte(nil), torn...)
-	v := page.NewVerifier(1000, 0, again(whole))
-	if err := v.Check(data); err != nil || v.Report().Changed != 1 || !v.Report().Clean() || reads != 1 {
-		t.Errorf("changed: %+v, %v, %d reads", v.Report(), err, reads)
-	}
-	if page.Judge(data, 0, 1000) != page.Good {
-		t.Error("the newer bytes must take the place of the torn ones")
-	}
-	reads = 0
-	v = page.NewVerifier(1000, 0, again(torn))
-	if err := v.Check(torn); err != nil || v.Report().Bad != 1 || reads != 1 {
-		t.Errorf("unchanged: %+v, %v, %d reads", v.Report(), err, reads)
-	}
-	broken := errors.New("disk")
-	v = page.NewVerifier(1000, 0, func([]byte, int64) error { return broken })
-	if err := v.Check(torn); !errors.Is(err, broken) {
+	v := page.NewVerifier(1000, 0, func([]byte, int64) error { return errDisk })
+	if err := v.Check(torn); !errors.Is(err, errDisk) {
 		t.Errorf("a failed second read gave %v", err)
 	}
+}
+
+var errDisk = errors.New("disk")
+
+// C-19: unchanged is bad, and a file full of damage is not waited for page by page.
+func TestAPageThatStaysWrongIsBad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		torn, _ := tornPage()
+		v := page.NewVerifier(1000, 0, func(p []byte, _ int64) error { copy(p, torn); return nil })
+		begun := time.Now()
+		for n := int64(1); n <= 1000; n++ {
+			if err := v.Check(append([]byte(nil), torn...)); err != nil || v.Report().Bad != n {
+				t.Fatalf("unchanged: %+v, %v", v.Report(), err)
+			}
+		}
+		if took := time.Since(begun); took > 3*time.Second || took < time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
 }
 
 // C-19: a short last page ends the checks of the file and is reported. C-21

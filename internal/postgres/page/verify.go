@@ -3,6 +3,7 @@ package page
 import (
 	"bytes"
 	"fmt"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
@@ -42,12 +43,22 @@ func (r Report) Clean() bool { return r.Bad == 0 && r.Short == 0 }
 // Reread reads page number index of the file again into page.
 type Reread func(page []byte, index int64) error
 
+// looks are the pauses before a page that mismatches is read again. A writer that
+// was preempted in the middle of a page leaves it torn for as long as it waits for a
+// processor, so the same wrong bytes at once prove nothing on a busy machine.
+var looks = [...]time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond}
+
+// maxPatient is how many pages of a file are looked at with pauses: a file that is
+// damaged throughout is judged by reading again at once.
+const maxPatient = 4
+
 // Verifier checks one segment file of a relation as its bytes pass by, in order.
 // Make it with [NewVerifier].
 type Verifier struct {
 	start  lsn.LSN
 	first  uint32
 	reread Reread
+	bad    int // pages that stayed as they were through every look
 	next   int64
 	ended  bool
 	report Report
@@ -61,10 +72,10 @@ func NewVerifier(start lsn.LSN, segment uint32, reread Reread) *Verifier {
 }
 
 // Check judges the next pages of the file, where data is a whole number of pages
-// except at the end of the file. A page that mismatches is read again once: other
-// bytes mean that the server was writing it, and its WAL repairs it, so the newer
-// bytes take the place of the old ones in data; the same bytes are bad (C-19). An
-// error is that of reading again. After a part of a page nothing is checked.
+// except at the end of the file. A page that mismatches is read again, for up to half a
+// second: other bytes mean that the server was writing it, and its WAL repairs it, so
+// the newer bytes take the place of the old ones in data; the same bytes are bad
+// (C-19). An error is that of reading again. After a part of a page nothing is checked.
 func (v *Verifier) Check(data []byte) error {
 	for ; len(data) > 0 && !v.ended; data = data[min(Size, len(data)):] {
 		if _, err := v.Page(data[:min(Size, len(data))], v.next); err != nil {
@@ -87,12 +98,11 @@ func (v *Verifier) Page(data []byte, index int64) (Verdict, error) {
 	v.report.Pages++
 	verdict := Judge(data, block, v.start)
 	if verdict == Bad && v.reread != nil {
-		again := make([]byte, Size)
-		if err := v.reread(again, index); err != nil {
+		changed, err := v.lookAgain(data, index)
+		if err != nil {
 			return verdict, fmt.Errorf("read block %d again, its checksum was wrong: %w", block, err)
 		}
-		if !bytes.Equal(again, data) {
-			copy(data, again)
+		if changed {
 			v.report.Changed++
 			return Recent, nil
 		}
@@ -102,6 +112,26 @@ func (v *Verifier) Page(data []byte, index int64) (Verdict, error) {
 	}
 	v.count(verdict, block)
 	return verdict, nil
+}
+
+// lookAgain puts other bytes in the place of data where there are some.
+func (v *Verifier) lookAgain(data []byte, index int64) (changed bool, err error) {
+	again := make([]byte, Size)
+	for _, pause := range looks {
+		if pause > 0 && v.bad >= maxPatient {
+			break
+		}
+		time.Sleep(pause)
+		if err := v.reread(again, index); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(again, data) {
+			copy(data, again)
+			return true, nil
+		}
+	}
+	v.bad++
+	return false, nil
 }
 
 func (v *Verifier) count(verdict Verdict, block uint32) {
