@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,5 +75,43 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// C-40: what a real promotion leaves of the segment in which its timeline ended is
+// kept under its own name, and never given out for the segment.
+func TestThePartialSegmentOfAPromotionIsKeptAndIsNoSegment(t *testing.T) {
+	old := pgtest.Start(t)
+	pg := old.Standby(t, "archive_mode = on", "archive_command = 'false'")
+	old.Exec("CREATE TABLE n AS SELECT generate_series(1, 1000) i")
+	pg.AwaitReplay(old.LSN())
+	segment := pgtest.Value[string](old, "SELECT pg_walfile_name(pg_current_wal_lsn())")
+	old.Stop()
+	pg.Promote()
+	wal := filepath.Join(pg.DataDir, "pg_wal")
+	await(t, "the partial segment waits to be archived", func() bool {
+		_, err := os.Stat(filepath.Join(wal, "archive_status", segment+".partial.ready"))
+		return err == nil
+	})
+	r := newRig(t, pg, false)
+	r.configure()
+	conf, err := os.ReadFile(r.path("db/holdfast.yaml"))
+	must(t, err)
+	r.write("db/holdfast.yaml", strings.Replace(string(conf), "mode: stream, max_lag: 500ms", "mode: push", 1))
+	pg.SwitchWAL()
+	for _, name := range []string{"00000002.history", segment + ".partial", "00000002" + segment[8:]} {
+		r.hold("db", 0, "wal", "push", filepath.Join(wal, name))
+		dest := r.path("fetched")
+		r.hold("drill", 0, "wal", "fetch", "--identity", r.path("drill/data.key"), name, dest)
+		want, err := os.ReadFile(filepath.Join(wal, name))
+		must(t, err)
+		if got, err := os.ReadFile(dest); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %v, %d bytes came back of %d, or others", name, err, len(got), len(want))
+		}
+		must(t, os.Remove(dest))
+	}
+	r.hold("drill", 1, "wal", "fetch", "--identity", r.path("drill/data.key"), segment, r.path("fetched"))
+	if _, err := os.Stat(r.path("fetched")); err == nil {
+		t.Error("a part was given out for the whole segment")
 	}
 }
