@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 )
@@ -44,7 +46,7 @@ func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 	if len(s.due) == 0 {
 		return nil, nil
 	}
-	removed, err := s.pass(ctx, func(name string) { k.Remover.RemoveAll(ctx, name) })
+	removed, err := s.pass(ctx, s.removeAll)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +71,31 @@ func (k *Keeper) Sweep(ctx context.Context) ([]Swept, error) {
 		out = append(out, one)
 	}
 	return out, s.save(st)
+}
+
+// removers is how many names of one rank are removed at a time: they share the fsyncs
+// of the vault's journal.
+const removers = 16
+
+// removeAll removes names, given in the order of removal: all of one rank before the
+// first of the next.
+func (s *sweep) removeAll(ctx context.Context, names []string) {
+	for len(names) > 0 && ctx.Err() == nil {
+		n := 1
+		for n < len(names) && rank(names[n]) == rank(names[0]) {
+			n++
+		}
+		var group errgroup.Group
+		group.SetLimit(removers)
+		for _, name := range names[:n] {
+			group.Go(func() error {
+				s.Remover.RemoveAll(ctx, name) // what fails is journalled, and seen by the listing after it
+				return nil
+			})
+		}
+		_ = group.Wait()
+		names = names[n:]
+	}
 }
 
 // done tells the ledger of a mark, and remembers that it is done, or until when
@@ -240,9 +267,9 @@ type left struct {
 	zones map[string]int
 }
 
-// pass lists every zone, versions included, and hands every name that is to go to
+// pass lists every zone, versions included, and hands the names that are to go to
 // act, in the order of removal.
-func (s *sweep) pass(ctx context.Context, act func(name string)) ([]left, error) {
+func (s *sweep) pass(ctx context.Context, act func(ctx context.Context, names []string)) ([]left, error) {
 	found := make([]left, len(s.due))
 	s.faults, s.listed = map[string]error{}, map[string]time.Time{}
 	for i := range found {
@@ -271,14 +298,13 @@ func (s *sweep) pass(ctx context.Context, act func(name string)) ([]left, error)
 				}
 			}
 		}
-		for i, name := range removalOrder(names) {
-			if act != nil && i >= sweepMost {
-				break // the next sweep goes on: what is there says what it is
-			}
+		going := removalOrder(names)
+		if act != nil {
+			going = going[:min(len(going), sweepMost)] // the next sweep goes on: what is there says what it is
+			act(ctx, going)
+		}
+		for _, name := range going {
 			found[names[name]].names++
-			if act != nil {
-				act(name)
-			}
 		}
 	}
 	return found, nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -108,12 +109,15 @@ func TestALedgerThatFailsStopsTheMark(t *testing.T) { // D1
 // dying removes until it has removed n names, then fails as a killed process does.
 type dying struct {
 	Remover
+	mu     sync.Mutex
 	n      int
 	cancel context.CancelFunc
 	names  []string
 }
 
 func (d *dying) RemoveAll(ctx context.Context, name string) map[string]error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.n--; d.n < 0 {
 		d.cancel()
 		return nil
