@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -166,6 +167,16 @@ func (m *member) removeAll(ctx context.Context, name string) error {
 
 // everyVersion lists at most some thousands of versions and markers of a name.
 func (m *member) everyVersion(ctx context.Context, name string) ([]zone.Object, error) {
+	if single, ok := m.store.(zone.SingleVersion); ok && single.SingleVersion() {
+		o, err := m.Stat(ctx, name, "")
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, nil
+		case err != nil:
+			return nil, err
+		}
+		return []zone.Object{o}, nil
+	}
 	var out []zone.Object
 	collect := func(o zone.Object) error {
 		if o.Name != name || len(out) == 4096 {

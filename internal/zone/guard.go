@@ -50,6 +50,12 @@ type Zone struct {
 
 var _ Driver = (*Zone)(nil)
 
+// SingleVersion implements the interface of that name for those of the driver's kind.
+func (z *Zone) SingleVersion() bool {
+	d, ok := z.d.(SingleVersion)
+	return ok && d.SingleVersion()
+}
+
 // Open puts the guard before d. It asks the zone nothing: a zone may be away
 // now and come back.
 func Open(name string, d Driver, want Identity, opt Options) *Zone {

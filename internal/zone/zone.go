@@ -100,6 +100,12 @@ type VersionLister interface {
 	ListVersions(ctx context.Context, prefix string, yield func(Object) error) error
 }
 
+// SingleVersion is what a driver says whose store never keeps more than one version of
+// an object: to look at it then is to list its versions.
+type SingleVersion interface {
+	SingleVersion() bool
+}
+
 // LockExtender makes a version undeletable until a later moment. It never
 // shortens: an earlier until is success and changes nothing.
 type LockExtender interface {

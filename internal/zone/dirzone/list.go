@@ -22,6 +22,9 @@ func (d *Driver) ListVersions(ctx context.Context, prefix string, yield func(zon
 	return d.List(ctx, prefix, yield)
 }
 
+// SingleVersion implements zone.SingleVersion.
+func (d *Driver) SingleVersion() bool { return true }
+
 // List implements zone.Lister. Links, pipes and the like are no objects.
 func (d *Driver) List(ctx context.Context, prefix string, yield func(zone.Object) error) error {
 	if err := isDir(d.root); err != nil {
