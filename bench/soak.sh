@@ -43,7 +43,7 @@ runs majors && for major in $majors; do
   step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention
 done
 runs kills && step kills env HOLDFAST_SOAK="$kills" go test -run TestSoak -v -count=1 -timeout 120m ./cmd/holdfast
-runs scale && step scale env HOLDFAST_SCALE=full go test -run TestT12AndT20 -v -count=1 -timeout 180m ./cmd/holdfast
+runs scale && step scale env HOLDFAST_SCALE=full go test -run 'TestT12AndT20|TestEachSource' -v -count=1 -timeout 180m ./cmd/holdfast ./snapshot
 runs fuzz && step fuzz bash bench/fuzz.sh "$fuzz"
 if [ -s "$log/faults" ]; then
   { echo; echo "What failed:"; cat "$log/faults"; } >>"$out"
