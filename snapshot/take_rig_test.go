@@ -291,9 +291,12 @@ func (r *rig) notes() (zones []int) {
 	return zones
 }
 
+// startPG starts a server that writes nothing by itself, however long a test takes:
+// what autovacuum changes meanwhile is in no snapshot from before.
 func startPG(t testing.TB, opts ...pgtest.Option) *pgtest.Cluster {
 	t.Helper()
-	return pgtest.Start(t, append(opts, pgtest.WithSetting("wal_keep_size", "4GB"))...)
+	own := []pgtest.Option{pgtest.WithSetting("wal_keep_size", "4GB"), pgtest.WithSetting("autovacuum", "off")}
+	return pgtest.Start(t, append(own, opts...)...)
 }
 
 // fill makes a table of about n kB.
