@@ -199,6 +199,9 @@ func (e *env) claimZones(ctx context.Context, w *world, p repositoryPlan) error 
 			if err := zone.Initialise(ctx, w.drivers[z.Name], zone.Identity{Format: zone.Format, Repository: p.id, Zone: z.Name}); err != nil {
 				return initialiseFault(z.Name, err)
 			}
+			if err := w.lockNew(ctx, z); err != nil {
+				return err
+			}
 			e.say("zone      %-16s made a zone of repository %s", z.Name, p.id)
 		case slices.Contains(p.member, z.Name):
 			e.say("zone      %-16s belongs to repository %s already", z.Name, p.id)

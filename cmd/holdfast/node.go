@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"filippo.io/age"
 	"go.uber.org/zap"
@@ -35,8 +35,10 @@ type node struct {
 	ledger    *ledger.Ledger
 	incidents *incident.Store
 	notify    *notify.Notifier
-	keys      seal.DigestKeys   // of the newest epoch; zero on a node without index identity
-	runner    *scheduler.Runner // nil without a daemon
+	keys      seal.DigestKeys             // of the newest epoch; zero on a node without index identity
+	runner    *scheduler.Runner           // nil without a daemon
+	scrubber  atomic.Pointer[vault.Scrub] // nil before the daemon's first turn
+	revisit   atomic.Bool                 // a zone came back: what was removed may be there again
 
 	keeping  sync.Mutex // retention and purges act one at a time
 	closing  sync.Mutex // slots of drills get their outcome one at a time
@@ -225,15 +227,6 @@ func (n *node) settle(ctx context.Context, key, seen string) {
 		n.log.Error("cannot write an incident into the ledger", zap.Error(err))
 	}
 	n.notify.Send(ctx, "incident", closed)
-}
-
-// lockUntil is when objects of a cluster made now may first be removed; nil
-// where nothing is locked.
-func (w *world) lockUntil(c configs.Cluster) func(time.Time) time.Time {
-	if w.cfg.Repository.ObjectLock.Mode == "none" {
-		return nil
-	}
-	return func(now time.Time) time.Time { return now.Add(c.Retention.KeepAtLeast.Std()) }
 }
 
 // fingerprints name the data recipients in a snapshot's note.

@@ -249,6 +249,12 @@ func openDriver(z configs.Zone) (zone.Driver, error) {
 		}
 		c.LedgerCredentials = s3zone.Keys(keys)
 	}
+	if s.DeleteCredentials != nil {
+		if keys, err = s.DeleteCredentials.Load(); err != nil {
+			return nil, fmt.Errorf("delete_credentials: %w", err)
+		}
+		c.DeleteCredentials = s3zone.Keys(keys)
+	}
 	if s.CA != nil {
 		if c.CA, err = s.CA.Load(); err != nil {
 			return nil, fmt.Errorf("ca: %w", err)
@@ -352,7 +358,7 @@ func (w *world) openVault(context.Context) error {
 	c := vault.Config{Zones: w.zones, Quorum: w.cfg.Repository.WriteQuorum, Log: w.log, Place: w.place(), Upload: int64(w.cfg.Node.Limits.Upload)}
 	if w.holder != nil {
 		c.State = w.state("vault")
-		c.NoHeal = w.noHeal
+		c.NoHeal, c.Lock, c.OnReturn = w.noHeal, w.lockKept, w.zoneReturned
 	}
 	var err error
 	if w.vault, err = vault.Open(c); err != nil {
