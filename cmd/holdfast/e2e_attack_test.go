@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"os"
 	"strings"
 	"sync"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/smithy-go"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
@@ -137,8 +135,7 @@ func versionsIn(t *testing.T, s *zonetest.S3Server, part string) (names []string
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(t.Context())
 		if err != nil {
-			var api smithy.APIError
-			t.Fatal(errors.As(err, &api), err)
+			t.Fatal(err)
 		}
 		for _, v := range page.Versions {
 			names = append(names, *v.Key)

@@ -39,6 +39,9 @@ func (e *env) createRepository(ctx context.Context, cfg *configs.Config) (err er
 	if err := w.hold(); err != nil {
 		return err
 	}
+	if err := w.requireConfirmed(); err != nil {
+		return err
+	}
 	for _, step := range []func(context.Context) error{w.openKeys, w.openDrivers} {
 		if err := step(ctx); err != nil {
 			return err

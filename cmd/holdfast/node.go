@@ -38,12 +38,12 @@ type node struct {
 	keys      seal.DigestKeys             // of the newest epoch; zero on a node without index identity
 	runner    *scheduler.Runner           // nil without a daemon
 	scrubber  atomic.Pointer[vault.Scrub] // nil before the daemon's first turn
-	revisit   atomic.Bool                 // a zone came back: what was removed may be there again
 
 	keeping  sync.Mutex // retention and purges act one at a time
 	closing  sync.Mutex // slots of drills get their outcome one at a time
 	mu       sync.Mutex
 	clusters map[string]*protected // by name; those with a connection
+	revisit  map[string]bool       // clusters of which a zone that came back may show what was removed
 }
 
 // openNode opens the configuration to act on it: no other process may.
@@ -60,7 +60,7 @@ func (e *env) openNode(ctx context.Context, cfg *configs.Config, log *zap.Logger
 }
 
 func newNode(ctx context.Context, w *world) (n *node, err error) {
-	n = &node{world: w, clusters: map[string]*protected{}}
+	n = &node{world: w, clusters: map[string]*protected{}, revisit: map[string]bool{}}
 	w.holder.node = n
 	boundMemory(int64(w.cfg.Node.Limits.Memory))
 	if w.signer == nil {
@@ -87,6 +87,9 @@ func newNode(ctx context.Context, w *world) (n *node, err error) {
 	}
 	w.onClose(n.ledger.Close)
 	if err := n.noteConfig(ctx, hash); err != nil {
+		return nil, err
+	}
+	if err := n.tellConfirmed(ctx); err != nil {
 		return nil, err
 	}
 	if len(w.index) > 0 {

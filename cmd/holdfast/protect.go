@@ -160,6 +160,9 @@ func (p *protected) claim(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.n.recordPlacement(ctx, p.cfg); err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	takeOver := p.takeOver
 	p.takeOver = false

@@ -207,7 +207,13 @@ func coverText(c *vault.Coverage, now time.Time) string {
 // zoneReturned has retention look again at what it removed: a zone that was away may
 // be an older state of itself.
 func (w *world) zoneReturned(string) {
-	if w.holder != nil && w.holder.node != nil {
-		w.holder.node.revisit.Store(true)
+	if w.holder == nil || w.holder.node == nil {
+		return
+	}
+	n := w.holder.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.cfg.Clusters {
+		n.revisit[c.Name] = true
 	}
 }

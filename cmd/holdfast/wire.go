@@ -105,6 +105,9 @@ func openWorld(ctx context.Context, cfg *configs.Config, log *zap.Logger, hold b
 		if err := w.hold(); err != nil {
 			return nil, err
 		}
+		if err := w.requireConfirmed(); err != nil {
+			return nil, err
+		}
 	}
 	for _, step := range []func(context.Context) error{w.openKeys, w.openDrivers, w.identify, w.openVault} {
 		if err := step(ctx); err != nil {

@@ -46,6 +46,8 @@ func (e *env) zoneCommand() *cobra.Command {
 			},
 		},
 		scrub,
+		e.placementCommand(),
+		e.confirmCommand(),
 		&cobra.Command{
 			Use: "heal [NAME]", Short: "scrub --heal", Args: cobra.MaximumNArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error { return e.scrubZones(cmd.Context(), first(args), true) },

@@ -1,7 +1,6 @@
 package vault_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,24 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/service/s3"
-
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
 )
-
-// vandalise lays other bytes and then a delete marker over an object.
-func vandalise(t *testing.T, s *zonetest.S3Server, name string) {
-	t.Helper()
-	cl := s.Client(t)
-	if _, err := cl.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &s.Bucket, Key: &name, Body: bytes.NewReader([]byte("forged"))}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := cl.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &s.Bucket, Key: &name}); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // faultLog is what a Scrub told.
 type faultLog struct {
@@ -65,7 +50,7 @@ func TestRollingVerificationSeesHidesRotAndShortLocksAndMendsThem(t *testing.T) 
 		targets = append(targets, vault.Target{Need: need(name, body(i)), LockUntil: until})
 	}
 	eventually(t, "all hold all", func() bool { return c.Behind()["a"]+c.Behind()["b"]+c.Behind()["c"] == 0 })
-	vandalise(t, c.servers[0], names[0])
+	zonetest.Vandalise(t, c.servers[0], names[0])
 	rot(t, c.servers[1].Path(names[1]))
 	if l, err := c.Reader().Only("a").List(t.Context(), "clusters/"); err != nil || len(l.Objects) != 2 || l.Objects[0].Size != int64(len(body(0))) {
 		t.Errorf("a listing of a bucket that locks shows what lies on top: %+v, %v", l.Objects, err)
