@@ -37,7 +37,7 @@ func TestWhoMayDoEverythingButBypassChangesNothingThatARestoreReads(t *testing.T
 	pg := pgtest.Start(t)
 	r := newRig(t, pg, true)
 	r.zones += "  object_lock: {mode: governance}\n"
-	r.scrub = "{every: 5s, rate: 0}"
+	r.scrub = "{every: 20s, rate: 0}"
 	r.configure()
 	daemon := r.daemon("db")
 	oracle := pg.StartOracle(20 * time.Millisecond)

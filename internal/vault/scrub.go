@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/zone"
@@ -236,19 +237,23 @@ func (s *Scrub) verify(ctx context.Context, m *member, targets []Target) error {
 		}
 	}
 	slices.SortStableFunc(due, func(a, b Target) int { return cmp.Compare(at[a.Name], at[b.Name]) })
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(verifying)
 	for _, t := range due {
-		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the turn is over
+		if gctx.Err() != nil {
+			break
 		}
-		if err := s.one(ctx, m, t); err != nil {
-			if ctx.Err() != nil {
-				return nil //nolint:nilerr // the turn is over
-			}
-			return err
-		}
+		g.Go(func() error { return s.one(gctx, m, t) })
 	}
-	return nil
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil // done, or the turn is over
 }
+
+// verifying is how many copies of one zone are read at a time; each has its share of
+// the rate.
+const verifying = 4
 
 // one examines a copy, heals it where it is not right, and writes down how it is.
 func (s *Scrub) one(ctx context.Context, m *member, t Target) error {
@@ -270,8 +275,8 @@ func (s *Scrub) one(ctx context.Context, m *member, t Target) error {
 		}
 	}
 	if wrong != nil {
-		if _, herr := (Writer{Reader{s.v}}).Heal(ctx, t.Name, t.Size, t.SHA256); herr != nil && ctx.Err() != nil {
-			return herr
+		if _, err := (Writer{Reader{s.v}}).Heal(ctx, t.Name, t.Size, t.SHA256); err != nil {
+			s.v.log.Info("a copy could not be healed in every zone", zap.String("object", t.Name), zap.Error(err))
 		}
 		if x, err = s.v.Examine(ctx, m.name, t.Need, s.pace); sick(err) || ctx.Err() != nil {
 			return err
@@ -306,7 +311,7 @@ func (s *Scrub) pace(ctx context.Context, n int) error {
 	if s.cfg.Rate <= 0 {
 		return ctx.Err()
 	}
-	timer := time.NewTimer(time.Duration(int64(n) * int64(time.Second) / s.cfg.Rate))
+	timer := time.NewTimer(time.Duration(verifying * int64(n) * int64(time.Second) / s.cfg.Rate))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
