@@ -376,9 +376,10 @@ func (w *world) openVault(context.Context) error {
 func (w *world) place() func(string) []string {
 	allowed := map[string][]string{}
 	for _, c := range w.cfg.Clusters {
-		if len(c.Residency.Allow) == 0 {
+		if !c.Residency.Given() {
 			continue
 		}
+		allowed[c.Name] = []string{} // and not nil, which is every zone
 		for _, z := range w.cfg.Repository.Allowed(c.Residency) {
 			allowed[c.Name] = append(allowed[c.Name], z.Name)
 		}

@@ -201,6 +201,9 @@ func (s *Scrub) lock(ctx context.Context, m *member, targets []Target) error {
 			if sick(err) || gctx.Err() != nil {
 				return err
 			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it is missing, which verification tells
+			}
 			if err != nil || at.Before(t.least().Truncate(time.Second)) {
 				mu.Lock()
 				short++
