@@ -161,7 +161,7 @@ func (n *node) tellTampered(ctx context.Context, c vault.Coverage, f found) {
 		return
 	}
 	for _, i := range list {
-		if i.Key == key && i.Open() && c.Objects > 0 && c.Verified >= c.Objects && c.Hidden == 0 && c.Oldest.After(i.OpenedAt) {
+		if i.Key == key && i.Open() && c.Objects > 0 && c.Verified >= c.Objects && c.Hidden == 0 && c.Oldest.After(i.LastSeen) {
 			n.settle(ctx, key, "every copy was read since, and none lies beneath another")
 		}
 	}
