@@ -104,16 +104,9 @@ func (e *env) confirmZone(name, typed string) error {
 	}
 	w := &world{cfg: cfg, now: time.Now}
 	if typed == "" {
-		fmt.Fprintf(e.err, "What is written to zone %s is locked for up to %s from each look at it on. Nobody can end\nsuch a lock: not this program, not you, not the owner of the bucket; it is paid for until then.\n", name, span(w.goodFloor()))
-		for _, c := range cfg.Clusters {
-			fmt.Fprintf(e.err, "  cluster %s: snapshots %s, WAL %s\n", c.Name, span(c.Retention.KeepAtLeast.Std()), span(floorOf(c)))
-		}
-		fmt.Fprintf(e.err, "Type the zone's name to go on: ")
-		line, err := bufio.NewReader(e.in).ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
+		if typed, err = e.askZone(w, name); err != nil {
 			return err
 		}
-		typed = strings.TrimSpace(line)
 	}
 	if typed != name {
 		return refused("type the zone's name", "confirming compliance in zone %s: %q was typed", name, typed)
@@ -132,4 +125,18 @@ func (e *env) confirmZone(name, typed string) error {
 	return e.print(all[name], func(out io.Writer) {
 		fmt.Fprintf(out, "zone %s is confirmed; the ledger gets it when this node acts next\n", name)
 	})
+}
+
+// askZone says what compliance means, and reads what is typed.
+func (e *env) askZone(w *world, name string) (string, error) {
+	fmt.Fprintf(e.err, "What is written to zone %s is locked for up to %s from each look at it on. Nobody can end\nsuch a lock: not this program, not you, not the owner of the bucket; it is paid for until then.\n", name, span(w.goodFloor()))
+	for _, c := range w.cfg.Clusters {
+		fmt.Fprintf(e.err, "  cluster %s: snapshots %s, WAL %s\n", c.Name, span(c.Retention.KeepAtLeast.Std()), span(floorOf(c)))
+	}
+	fmt.Fprintf(e.err, "Type the zone's name to go on: ")
+	line, err := bufio.NewReader(e.in).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimSpace(line), nil
 }

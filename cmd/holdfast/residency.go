@@ -42,6 +42,28 @@ func (w *world) mayHold(ctx context.Context, cluster, what, where string) error 
 	return nil
 }
 
+// place gives a cluster's objects the zones that its residency allows.
+func (w *world) place() func(string) []string {
+	allowed := map[string][]string{}
+	for _, c := range w.cfg.Clusters {
+		if !c.Residency.Given() {
+			continue
+		}
+		allowed[c.Name] = []string{} // and not nil, which is every zone
+		for _, z := range w.cfg.Repository.Allowed(c.Residency) {
+			allowed[c.Name] = append(allowed[c.Name], z.Name)
+		}
+	}
+	return func(name string) []string {
+		rest, ok := strings.CutPrefix(name, catalog.ClustersPrefix)
+		if !ok {
+			return nil
+		}
+		cluster, _, _ := strings.Cut(rest, "/")
+		return allowed[cluster]
+	}
+}
+
 func newestPlacement(list []catalog.Placement) *catalog.Placement {
 	var newest *catalog.Placement
 	for _, p := range list {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,63 +20,64 @@ import (
 // lies under a forgotten mark is left out. ends, where it is not nil, is told until
 // when the objects of clusters must be locked.
 func (w *world) scrubRefs(ctx context.Context, ends lockEnds) (refs []catalog.Ref, faults []string, err error) {
+	all := refSet{seen: map[string]bool{}}
 	clusters, err := w.catalog.Clusters(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	seen := map[string]bool{}
-	add := func(list ...catalog.Ref) {
-		for _, r := range list {
-			if r.Name != "" && !seen[r.Name] {
-				seen[r.Name] = true
-				refs = append(refs, r)
-			}
-		}
-	}
-	notes := func(prefix string, skip func(string) bool) error {
-		found, bad, err := w.noteRefs(ctx, prefix, skip)
-		faults = append(faults, bad...)
-		add(found...)
-		return err
-	}
 	for _, c := range clusters {
-		m, err := w.marksOf(ctx, c)
-		if err != nil {
+		if err := all.cluster(ctx, w, c, ends); err != nil {
 			return nil, nil, err
-		}
-		found, bad, err := w.clusterRefs(ctx, c, m, ends)
-		if err != nil {
-			return nil, nil, err
-		}
-		faults = append(faults, bad...)
-		add(found...)
-		marked := func(name string) bool { return m.covers(strings.TrimPrefix(name, catalog.ClusterDir(c))) }
-		for _, prefix := range []string{catalog.LineagesDir(c), catalog.SnapshotsDir(c), catalog.WALRoot(c)} {
-			if err := notes(prefix, marked); err != nil {
-				return nil, nil, err
-			}
 		}
 	}
 	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.CertificateDir, catalog.ProofsDir} {
-		if err := notes(prefix, func(string) bool { return false }); err != nil {
+		if err := all.add(w.noteRefs(ctx, prefix, func(string) bool { return false })); err != nil {
 			return nil, nil, err
 		}
 	}
-	keys, bad, err := w.keyRefs(ctx)
-	if err != nil {
+	if err := all.add(w.keyRefs(ctx)); err != nil {
 		return nil, nil, err
 	}
-	faults = append(faults, bad...)
-	add(keys...)
 	entries, bad, err := ledger.Objects(ctx, ledger.FromReader(w.vault.Reader()), w.trust, w.repoID)
-	if err != nil {
-		return nil, nil, err
-	}
-	faults = append(faults, bad...)
 	for _, o := range entries {
-		add(catalog.Ref(o))
+		err = errors.Join(err, all.add([]catalog.Ref{catalog.Ref(o)}, nil, nil))
 	}
-	return refs, faults, nil
+	return all.refs, append(all.faults, bad...), err
+}
+
+// refSet collects references, each name once.
+type refSet struct {
+	seen   map[string]bool
+	refs   []catalog.Ref
+	faults []string
+}
+
+func (s *refSet) add(refs []catalog.Ref, faults []string, err error) error {
+	for _, r := range refs {
+		if r.Name != "" && !s.seen[r.Name] {
+			s.seen[r.Name] = true
+			s.refs = append(s.refs, r)
+		}
+	}
+	s.faults = append(s.faults, faults...)
+	return err
+}
+
+func (s *refSet) cluster(ctx context.Context, w *world, cluster string, ends lockEnds) error {
+	m, err := w.marksOf(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	if err := s.add(w.clusterRefs(ctx, cluster, m, ends)); err != nil {
+		return err
+	}
+	marked := func(name string) bool { return m.covers(strings.TrimPrefix(name, catalog.ClusterDir(cluster))) }
+	for _, prefix := range []string{catalog.LineagesDir(cluster), catalog.SnapshotsDir(cluster), catalog.WALRoot(cluster)} {
+		if err := s.add(w.noteRefs(ctx, prefix, marked)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // clusterRefs are what a cluster's snapshots and WAL notes name.
