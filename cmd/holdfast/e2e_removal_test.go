@@ -71,10 +71,10 @@ func TestARemovalReachesEveryVersionInEveryZoneAndAZoneBackFromTheDead(t *testin
 	lost.Start()
 	await(t, "the removal to be driven on in zone c", func() bool { return gone(lost) })
 
+	away := func() bool { return strings.Contains(r.hold("db", 0, "incident", "list"), "zone c does not answer") }
+	await(t, "the daemon to see that zone c is back", func() bool { return !away() })
 	lost.Kill() // and back from the dead, as it was before all of this
-	await(t, "the daemon to see that zone c is away", func() bool {
-		return strings.Contains(r.hold("db", 0, "incident", "list"), "zone c does not answer")
-	})
+	await(t, "the daemon to see that zone c is away", away)
 	r.swap(lost, old)
 	if len(filesWith(filepath.Join(lost.DataDir, lost.Bucket), first)) == 0 {
 		t.Fatal("the old image shows nothing of the first snapshot")

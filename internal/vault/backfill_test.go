@@ -265,3 +265,22 @@ func TestAZoneBackFromTheDeadLearnsWhatIsForgottenBeforeItServes(t *testing.T) {
 		t.Error("zone a was told to be back before it had the mark and the tombstone")
 	}
 }
+
+// A zone may turn into an older state of itself without having been seen away.
+func TestAZoneThatLacksANoteUnseenIsComparedAtOnce(t *testing.T) {
+	h := build(t, 3, 2, func(c *vault.Config) { c.ReconcileEvery = time.Hour })
+	const mark, pack = "forgotten/x/1.note", "clusters/x/one.age"
+	h.put(mark, body(1))
+	h.put(pack, body(2))
+	h.run()
+	eventually(t, "all hold both", func() bool { return h.everywhere(mark, body(1)) && h.everywhere(pack, body(2)) })
+	for _, name := range []string{mark, pack} {
+		if err := os.Remove(h.file(0, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "zone a has both again", func() bool {
+		_, err := h.Reader().Fetch(t.Context(), mark, func(string, []byte) error { return nil })
+		return err == nil && h.holds(0, mark, body(1)) && h.holds(0, pack, body(2))
+	})
+}

@@ -43,6 +43,7 @@ type member struct {
 	ill     time.Time // until when it is not waited for: see unwell
 	lastOK  time.Time
 	stale   bool          // it was away: what the others know of removals it may not know yet
+	doubted time.Time     // when it was last made stale without having been away
 	pace    time.Duration // moving average of a read, for each MiB begun
 	sampled time.Time
 }
@@ -142,6 +143,18 @@ func (m *member) score(now time.Time) time.Duration {
 		score += 2 * time.Hour
 	}
 	return score
+}
+
+// suspected makes it stale, at most once in every; false: it was suspected just now.
+func (m *member) suspected(every time.Duration) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	if m.stale || now.Sub(m.doubted) < every {
+		return false
+	}
+	m.stale, m.doubted = true, now
+	return true
 }
 
 func (m *member) isStale() bool {
