@@ -26,7 +26,15 @@ type Node struct {
 	Tokens        *Secret `yaml:"tokens" doc:"Sign-in for listen: lines of NAME ROLE SHA256-OF-TOKEN; roles viewer, operator, approver, admin."`
 	Metrics       bool    `yaml:"metrics" default:"true" doc:"Serve /metrics on the socket and on listen."`
 	AllowIdentity bool    `yaml:"allow_identity" default:"false" doc:"Accept that a node which reaches a live cluster holds a data identity: demos, tests, a single machine."`
+	Jurisdiction  string  `yaml:"jurisdiction" doc:"Where this node is in law: what clusters[].residency says of restores and keys is held against it."`
+	Scrub         Scrub   `yaml:"scrub" doc:"Rolling verification of every copy in every zone, by nodes that take snapshots."`
 	Limits        Limits  `yaml:"limits" doc:"What this node may use."`
+}
+
+// Scrub bounds rolling verification.
+type Scrub struct {
+	Every Duration `yaml:"every" default:"14d" min:"1s" doc:"Every copy in every zone is read once in it and compared with its digest."`
+	Rate  Rate     `yaml:"rate" default:"16MiB/s" doc:"Bytes per second read from each zone for it at most; 0 is no limit."`
 }
 
 // Jobs says where durable jobs live: SQLite when Postgres is nil.
@@ -68,7 +76,7 @@ type ObjectLock struct {
 // Zone is one place of object storage: exactly one of S3 and Directory.
 type Zone struct {
 	Name         string `yaml:"name" required:"yes" format:"name" doc:"The zone's name."`
-	Jurisdiction string `yaml:"jurisdiction" doc:"Where the zone is in law; what clusters[].residency.allow names."`
+	Jurisdiction string `yaml:"jurisdiction" doc:"Where the zone is in law; what clusters[].residency names."`
 	S3           *S3    `yaml:"s3" doc:"A bucket of any S3 service."`
 	Directory    string `yaml:"directory" doc:"An absolute directory, normally a mount; Holdfast never creates it."`
 	ObjectLock   string `yaml:"object_lock" enum:"none|governance|compliance" doc:"Overrides repository.object_lock.mode; left out: that mode for s3, none for a directory."`
@@ -84,6 +92,7 @@ type S3 struct {
 	CA                *Secret      `yaml:"ca" doc:"PEM certificates to trust instead of the system's."`
 	Credentials       Credentials  `yaml:"credentials" required:"yes" doc:"instance, web_identity, {file: …} or {credential: …}; a file holds access_key_id and secret_access_key."`
 	LedgerCredentials *Credentials `yaml:"ledger_credentials" doc:"A second pair, for ledger/<origin>/ and proofs/<origin>/ alone: a drill node whose credentials only read."`
+	DeleteCredentials *Credentials `yaml:"delete_credentials" doc:"A pair that signs removals of versions alone, so that the others need no right to delete."`
 }
 
 // TrustedSigner is a key, and what its notes may say of which clusters.
@@ -95,11 +104,12 @@ type TrustedSigner struct {
 
 // Environment is a directory with PostgreSQL's programs in which restores land.
 type Environment struct {
-	Name      string  `yaml:"name" required:"yes" format:"name" doc:"The environment's name."`
-	Directory string  `yaml:"directory" required:"yes" doc:"Absolute directory under which restores are made and removed."`
-	Binaries  string  `yaml:"binaries" default:"/usr/lib/postgresql/{major}/bin" doc:"PostgreSQL's programs; {major} is the server's major version."`
-	User      string  `yaml:"user" doc:"Operating system user that runs the restored server when Holdfast is root; left out: postgres then, else Holdfast's own."`
-	Identity  *Secret `yaml:"identity" doc:"age identity that opens data."`
+	Name         string  `yaml:"name" required:"yes" format:"name" doc:"The environment's name."`
+	Directory    string  `yaml:"directory" required:"yes" doc:"Absolute directory under which restores are made and removed."`
+	Jurisdiction string  `yaml:"jurisdiction" doc:"Where the environment is in law; left out: where its node is."`
+	Binaries     string  `yaml:"binaries" default:"/usr/lib/postgresql/{major}/bin" doc:"PostgreSQL's programs; {major} is the server's major version."`
+	User         string  `yaml:"user" doc:"Operating system user that runs the restored server when Holdfast is root; left out: postgres then, else Holdfast's own."`
+	Identity     *Secret `yaml:"identity" doc:"age identity that opens data."`
 }
 
 // Drill is one rehearsal.

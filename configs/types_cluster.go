@@ -14,9 +14,11 @@ type Cluster struct {
 	Projects      *Projects  `yaml:"projects" doc:"Tenants inside the cluster."`
 }
 
-// Residency restricts placement.
+// Residency restricts placement: of copies, of environments, and of the keys that open
+// data. Where either list is given, a place that does not say where it is is refused.
 type Residency struct {
-	Allow  []string `yaml:"allow" doc:"Jurisdictions of zones that may hold the cluster; left out: all zones."`
+	Allow  []string `yaml:"allow" doc:"Jurisdictions that may hold the cluster's copies, restores, drills and data identities; left out: all that forbid leaves."`
+	Forbid []string `yaml:"forbid" doc:"Jurisdictions that must not, whatever allow says."`
 	Copies int      `yaml:"copies" min:"1" doc:"Zones that must hold each object in the end; left out: every allowed zone."`
 }
 

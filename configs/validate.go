@@ -139,6 +139,7 @@ func (d *decoder) checkS3(s *S3, field string) {
 	d.checkSecret(field+".ca", s.CA)
 	d.checkCredentials(field+".credentials", &s.Credentials)
 	d.checkCredentials(field+".ledger_credentials", s.LedgerCredentials)
+	d.checkCredentials(field+".delete_credentials", s.DeleteCredentials)
 }
 
 var (

@@ -9,12 +9,10 @@ import (
 	"time"
 )
 
-// Allowed lists the zones in which a cluster may be placed: all, or those of
-// the jurisdictions that its residency allows.
+// Allowed lists the zones in which a cluster may be placed: those that its residency
+// permits.
 func (r *Repository) Allowed(c Residency) []Zone {
-	return slices.DeleteFunc(slices.Clone(r.Zones), func(z Zone) bool {
-		return len(c.Allow) > 0 && !slices.Contains(c.Allow, z.Jurisdiction)
-	})
+	return slices.DeleteFunc(slices.Clone(r.Zones), func(z Zone) bool { return c.Refuses(z.Jurisdiction) != "" })
 }
 
 // checkQuorum: one less than the zones a cluster may use, so that the loss of
@@ -63,6 +61,7 @@ func (d *decoder) checkCluster(cfg *Config, i int) {
 	d.checkWAL(&c.WAL, field+".wal")
 	d.checkResidency(cfg, c, field+".residency")
 	d.checkRetention(&c.Retention, field+".retention")
+	d.checkLocks(cfg, c, field)
 	if c.Projects != nil {
 		d.checkProjects(c, field+".projects")
 	}
@@ -77,24 +76,6 @@ func (d *decoder) checkWAL(w *WAL, field string) {
 	// PostgreSQL, ReplicationSlotValidateName: NAMEDATALEN-1 of these.
 	if !slotRE.MatchString(w.Slot) && !d.bad[parent(field)+".name"] {
 		d.at(field+".slot", quote(w.Slot), "1 to 63 of a-z, 0-9 and _")
-	}
-}
-
-func (d *decoder) checkResidency(cfg *Config, c *Cluster, field string) {
-	known := []string{}
-	for _, z := range cfg.Repository.Zones {
-		if z.Jurisdiction != "" && !slices.Contains(known, z.Jurisdiction) {
-			known = append(known, z.Jurisdiction)
-		}
-	}
-	for i, j := range c.Residency.Allow {
-		if !slices.Contains(known, j) {
-			d.at(fmt.Sprintf("%s.allow[%d]", field, i), quote(j), "a jurisdiction of some zone: "+listed(known))
-		}
-	}
-	n := len(cfg.Repository.Allowed(c.Residency))
-	if c.Residency.Copies > n && len(cfg.Repository.Zones) > 0 {
-		d.at(field+".copies", fmt.Sprint(c.Residency.Copies), fmt.Sprintf("at most %d: so many zones are allowed", n))
 	}
 }
 
@@ -184,6 +165,7 @@ func (d *decoder) checkDrill(c *Config, i int) {
 	d.oneOf(field+".cluster", drill.Cluster, "clusters[].name", clusters)
 	d.oneOf(field+".environment", drill.Environment, "environments[].name", environments)
 	d.oneOf(field+".zone", drill.Zone, "repository.zones[].name", zones)
+	d.checkPlaces(c, i)
 	d.unique(field+".checks", len(drill.Checks), func(i int) string { return drill.Checks[i].Name })
 	for j, check := range drill.Checks {
 		if strings.TrimSpace(check.SQL) == "" && check.SQL != "" {

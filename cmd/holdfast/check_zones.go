@@ -152,7 +152,7 @@ func judgeQuorum(c *configs.Config, errs map[string]error) []finding {
 	}
 	out := []finding{judge("write quorum", c.Repository.Zones)}
 	for _, cl := range c.Clusters {
-		if len(cl.Residency.Allow) > 0 {
+		if cl.Residency.Given() {
 			out = append(out, judge("write quorum of "+cl.Name, c.Repository.Allowed(cl.Residency)))
 		}
 	}

@@ -128,6 +128,9 @@ func (n *node) doDrill(ctx context.Context, job scheduler.Job, o order, progress
 	if err != nil {
 		return nil, scheduler.Cancel(err)
 	}
+	if err := n.mayHold(ctx, d.Cluster, "environment "+env.Name+" of drill "+d.Name, n.cfg.Jurisdiction(env)); err != nil {
+		return nil, scheduler.Cancel(err)
+	}
 	deps, err := n.drillDeps(ctx, env)
 	if err != nil {
 		return nil, scheduler.Cancel(err)

@@ -77,6 +77,7 @@ type rig struct {
 	data    string               // recipients and verifier keys
 	keys    map[string]string
 	cluster string // the rest of the cluster's configuration
+	scrub   string // node.scrub; "" for the default
 }
 
 var zoneLetters = []string{"a", "b", "c"}
@@ -144,8 +145,12 @@ func (r *rig) write(name, text string) string {
 
 // repository is what both nodes' configurations say of it.
 func (r *rig) repository(node, key string) string {
+	scrub := ""
+	if r.scrub != "" {
+		scrub = ", scrub: " + r.scrub
+	}
 	return fmt.Sprintf(`format: 1
-node: {name: %s, state: %s, socket: %s}
+node: {name: %s, state: %s, socket: %s%s}
 repository:
   zones:
 %s  write_quorum: 2
@@ -155,7 +160,7 @@ repository:
   trusted_signers:
     - {key: %q, may: [snapshot, wal, tombstone, ledger]}
     - {key: %q, may: [ledger]}
-`, node, r.path(node+"/state"), r.path(node+"/hf.sock"), r.zones, r.data, r.path("keys/index"), r.path("keys/"+key), r.keys["db"], r.keys["drill"])
+`, node, r.path(node+"/state"), r.path(node+"/hf.sock"), scrub, r.zones, r.data, r.path("keys/index"), r.path("keys/"+key), r.keys["db"], r.keys["drill"])
 }
 
 // host writes the configuration of a node that reaches a server by a connection

@@ -39,6 +39,9 @@ func (e *env) createRepository(ctx context.Context, cfg *configs.Config) (err er
 	if err := w.hold(); err != nil {
 		return err
 	}
+	if err := w.requireConfirmed(); err != nil {
+		return err
+	}
 	for _, step := range []func(context.Context) error{w.openKeys, w.openDrivers} {
 		if err := step(ctx); err != nil {
 			return err
@@ -198,6 +201,9 @@ func (e *env) claimZones(ctx context.Context, w *world, p repositoryPlan) error 
 		case slices.Contains(p.empty, z.Name):
 			if err := zone.Initialise(ctx, w.drivers[z.Name], zone.Identity{Format: zone.Format, Repository: p.id, Zone: z.Name}); err != nil {
 				return initialiseFault(z.Name, err)
+			}
+			if err := w.lockNew(ctx, z); err != nil {
+				return err
 			}
 			e.say("zone      %-16s made a zone of repository %s", z.Name, p.id)
 		case slices.Contains(p.member, z.Name):

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/incident"
@@ -90,6 +91,9 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 		return nil, scheduler.Cancel(err)
 	}
 	out := applied{Swept: []retention.Swept{}, Marked: []string{}}
+	if err := n.lookAgain(ctx, k); err != nil {
+		return nil, err
+	}
 	if out.Plan, err = k.Plan(ctx, o.Force); err != nil {
 		return nil, err
 	}
@@ -111,6 +115,31 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 		return nil, err
 	}
 	return out, nil
+}
+
+// lookAgain finds what was removed and is there again, after a zone was away and once
+// after each start.
+func (n *node) lookAgain(ctx context.Context, k *retention.Keeper) error {
+	n.mu.Lock()
+	due := n.revisit[k.Cluster]
+	delete(n.revisit, k.Cluster)
+	n.mu.Unlock()
+	if !due {
+		return nil
+	}
+	again, err := k.Revisit(ctx)
+	if err != nil {
+		n.mu.Lock()
+		n.revisit[k.Cluster] = true
+		n.mu.Unlock()
+		return err
+	}
+	if len(again) == 0 {
+		return nil
+	}
+	n.log.Warn("a zone shows again what was removed; it is removed again", zap.String("cluster", k.Cluster), zap.Strings("marks", again))
+	_, err = n.append(ctx, "removal.again", map[string]string{"cluster": k.Cluster}, map[string]any{"marks": again})
+	return err
 }
 
 // tellPlan opens and closes the incidents that a plan gives rise to, and has a

@@ -22,6 +22,11 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descZoneUp       = desc("zone_up", "1 when the zone answers and shows its identity.", "zone")
 	descZoneBehind   = desc("zone_behind_objects", "Objects that the zone still lacks.", "zone")
+	descVerified     = desc("zone_verified_objects", "Copies in the zone that rolling verification read and found right within twice node.scrub.every.", "zone")
+	descExpected     = desc("zone_objects", "Copies that the zone should hold.", "zone")
+	descBadCopies    = desc("zone_bad_objects", "Copies that were wrong, missing or beneath later versions when last looked at.", "zone")
+	descShortLocks   = desc("zone_short_locks", "Objects whose lock ends before it must.", "zone")
+	descOldestCheck  = desc("zone_oldest_verification_timestamp_seconds", "When the copy was read that was not read for longest.", "zone")
 	descRPO          = desc("rpo_seconds", "Time of commits that would be lost if the server were gone now.", "cluster")
 	descWALBehind    = desc("wal_behind_bytes", "WAL on the server that the quorum does not hold yet.", "cluster")
 	descArchiving    = desc("archiving", "1 while the WAL is being archived.", "cluster")
@@ -40,7 +45,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descRPO, descWALBehind, descArchiving, descSlotKept, descSlotLost, descSlotFullIn, descSpoolBytes, descSpoolQuota, descStateFree, descReserveHeld, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
+	for _, d := range []*prometheus.Desc{descZoneUp, descZoneBehind, descVerified, descExpected, descBadCopies, descShortLocks, descOldestCheck, descRPO, descWALBehind, descArchiving, descSlotKept, descSlotLost, descSlotFullIn, descSpoolBytes, descSpoolQuota, descStateFree, descReserveHeld, descLastSnapshot, descLastProof, descIncidents, descLedgerSize} {
 		ch <- d
 	}
 }
@@ -58,6 +63,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descZoneUp, up, z.Name)
 		gauge(descZoneBehind, float64(z.BehindObjects), z.Name)
 	}
+	c.copies(gauge)
 	for name, p := range c.n.protectors() {
 		p.mu.Lock()
 		s := p.session
@@ -82,6 +88,22 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	c.fromRepository(gauge)
 	c.incidents(gauge)
 	gauge(descLedgerSize, float64(c.n.ledger.Status().Size), c.n.ledger.Origin())
+}
+
+func (c collector) copies(gauge func(*prometheus.Desc, float64, ...string)) {
+	s := c.n.scrubber.Load()
+	if s == nil {
+		return
+	}
+	for _, v := range s.Coverage() {
+		gauge(descExpected, float64(v.Objects), v.Zone)
+		gauge(descVerified, float64(v.Verified), v.Zone)
+		gauge(descBadCopies, float64(v.Bad+v.Hidden), v.Zone)
+		gauge(descShortLocks, float64(v.Short), v.Zone)
+		if !v.Oldest.IsZero() {
+			gauge(descOldestCheck, float64(v.Oldest.Unix()), v.Zone)
+		}
+	}
 }
 
 func (c collector) fromRepository(gauge func(*prometheus.Desc, float64, ...string)) {

@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"filippo.io/age"
 	"go.uber.org/zap"
@@ -35,13 +35,15 @@ type node struct {
 	ledger    *ledger.Ledger
 	incidents *incident.Store
 	notify    *notify.Notifier
-	keys      seal.DigestKeys   // of the newest epoch; zero on a node without index identity
-	runner    *scheduler.Runner // nil without a daemon
+	keys      seal.DigestKeys             // of the newest epoch; zero on a node without index identity
+	runner    *scheduler.Runner           // nil without a daemon
+	scrubber  atomic.Pointer[vault.Scrub] // nil before the daemon's first turn
 
 	keeping  sync.Mutex // retention and purges act one at a time
 	closing  sync.Mutex // slots of drills get their outcome one at a time
 	mu       sync.Mutex
 	clusters map[string]*protected // by name; those with a connection
+	revisit  map[string]bool       // clusters of which a zone that came back may show what was removed
 }
 
 // openNode opens the configuration to act on it: no other process may.
@@ -58,7 +60,7 @@ func (e *env) openNode(ctx context.Context, cfg *configs.Config, log *zap.Logger
 }
 
 func newNode(ctx context.Context, w *world) (n *node, err error) {
-	n = &node{world: w, clusters: map[string]*protected{}}
+	n = &node{world: w, clusters: map[string]*protected{}, revisit: map[string]bool{}}
 	w.holder.node = n
 	boundMemory(int64(w.cfg.Node.Limits.Memory))
 	if w.signer == nil {
@@ -85,6 +87,9 @@ func newNode(ctx context.Context, w *world) (n *node, err error) {
 	}
 	w.onClose(n.ledger.Close)
 	if err := n.noteConfig(ctx, hash); err != nil {
+		return nil, err
+	}
+	if err := n.tellConfirmed(ctx); err != nil {
 		return nil, err
 	}
 	if len(w.index) > 0 {
@@ -225,15 +230,6 @@ func (n *node) settle(ctx context.Context, key, seen string) {
 		n.log.Error("cannot write an incident into the ledger", zap.Error(err))
 	}
 	n.notify.Send(ctx, "incident", closed)
-}
-
-// lockUntil is when objects of a cluster made now may first be removed; nil
-// where nothing is locked.
-func (w *world) lockUntil(c configs.Cluster) func(time.Time) time.Time {
-	if w.cfg.Repository.ObjectLock.Mode == "none" {
-		return nil
-	}
-	return func(now time.Time) time.Time { return now.Add(c.Retention.KeepAtLeast.Std()) }
 }
 
 // fingerprints name the data recipients in a snapshot's note.

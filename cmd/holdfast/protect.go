@@ -160,6 +160,9 @@ func (p *protected) claim(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.n.recordPlacement(ctx, p.cfg); err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	takeOver := p.takeOver
 	p.takeOver = false
@@ -179,7 +182,7 @@ func (p *protected) claim(ctx context.Context) (*session, error) {
 	writer, err := snapshot.OpenWriter(snapshot.WriterConfig{
 		Lineage: lineage, Store: w.vault.Writer(), Trust: w.trust, Signer: w.signer, Keys: p.n.keys, Data: w.data, Index: w.indexTo,
 		Level: p.cfg.Snapshots.Level, Spool: w.state("spool", p.cfg.Name), Quota: int64(p.cfg.WAL.Spool),
-		Disk: w.holder.reserve, LockUntil: w.lockUntil(p.cfg), Now: w.now, Log: w.log.Named("wal"),
+		Disk: w.holder.reserve, LockUntil: w.lockWAL(p.cfg), Now: w.now, Log: w.log.Named("wal"),
 	})
 	if err != nil {
 		return nil, err

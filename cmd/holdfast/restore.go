@@ -88,6 +88,10 @@ func (e *env) restorePlanCommand() *cobra.Command {
 			return err
 		}
 		p, err := w.plan(c.Context(), repo, args[0], target)
+		if err == nil && t.to != "" {
+			here, where := w.placeOf(t.to)
+			err = w.mayHold(c.Context(), p.Cluster, here, where)
+		}
 		if err != nil {
 			return err
 		}
@@ -172,6 +176,10 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 		p, err = w.plan(ctx, repo, what, target)
 	}
 	if err != nil {
+		return err
+	}
+	here, where := w.placeOf(t.to)
+	if err := w.mayHold(ctx, p.Cluster, here, where); err != nil {
 		return err
 	}
 	opt, err := e.restoreOptions(w, repo, t)

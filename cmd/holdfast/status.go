@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/incident"
+	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
 // statusDoc is the answer of `status`: one screen.
@@ -69,6 +70,8 @@ type zoneStatus struct {
 	State  string `json:"state"`
 	Behind int    `json:"behind_objects"`
 	Err    string `json:"error,omitempty"`
+	// Verified is how far this node's rolling verification has come; nil: not begun.
+	Verified *vault.Coverage `json:"verified,omitempty"`
 }
 
 func seconds(d time.Duration) *float64 {
@@ -93,8 +96,12 @@ func (w *world) statusOf(ctx context.Context, in clusterQuery) (statusDoc, error
 		}
 		doc.Clusters = append(doc.Clusters, c)
 	}
+	cover := w.coverage()
 	for _, z := range w.zones {
 		s := zoneStatus{Name: z.Name(), State: "up"}
+		if c, ok := cover[z.Name()]; ok {
+			s.Verified = &c
+		}
 		check, cancel := context.WithTimeout(ctx, 10*time.Second)
 		if err := z.Check(check); err != nil {
 			s.State, s.Err, doc.OK = "down", err.Error(), false
@@ -231,7 +238,7 @@ func (d statusDoc) text(w io.Writer) {
 		}
 	}
 	for _, z := range d.Zones {
-		fmt.Fprintf(w, "zone %-12s %s, %d objects behind%s\n", z.Name, z.State, z.Behind, after(": ", z.Err))
+		fmt.Fprintf(w, "zone %-12s %s, %d objects behind; %s%s\n", z.Name, z.State, z.Behind, coverText(z.Verified, d.At), after(": ", z.Err))
 	}
 	if !d.Daemon {
 		fmt.Fprintln(w, "no daemon answers on this node: RPO and incidents are not known")

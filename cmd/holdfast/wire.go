@@ -105,6 +105,9 @@ func openWorld(ctx context.Context, cfg *configs.Config, log *zap.Logger, hold b
 		if err := w.hold(); err != nil {
 			return nil, err
 		}
+		if err := w.requireConfirmed(); err != nil {
+			return nil, err
+		}
 	}
 	for _, step := range []func(context.Context) error{w.openKeys, w.openDrivers, w.identify, w.openVault} {
 		if err := step(ctx); err != nil {
@@ -249,6 +252,12 @@ func openDriver(z configs.Zone) (zone.Driver, error) {
 		}
 		c.LedgerCredentials = s3zone.Keys(keys)
 	}
+	if s.DeleteCredentials != nil {
+		if keys, err = s.DeleteCredentials.Load(); err != nil {
+			return nil, fmt.Errorf("delete_credentials: %w", err)
+		}
+		c.DeleteCredentials = s3zone.Keys(keys)
+	}
 	if s.CA != nil {
 		if c.CA, err = s.CA.Load(); err != nil {
 			return nil, fmt.Errorf("ca: %w", err)
@@ -352,7 +361,7 @@ func (w *world) openVault(context.Context) error {
 	c := vault.Config{Zones: w.zones, Quorum: w.cfg.Repository.WriteQuorum, Log: w.log, Place: w.place(), Upload: int64(w.cfg.Node.Limits.Upload)}
 	if w.holder != nil {
 		c.State = w.state("vault")
-		c.NoHeal = w.noHeal
+		c.NoHeal, c.Lock, c.OnReturn = w.noHeal, w.lockKept, w.zoneReturned
 	}
 	var err error
 	if w.vault, err = vault.Open(c); err != nil {
@@ -361,27 +370,6 @@ func (w *world) openVault(context.Context) error {
 	w.onClose(w.vault.Close)
 	w.catalog = catalog.NewReader(w.vault.Reader(), w.trust)
 	return nil
-}
-
-// place gives a cluster's objects the zones that its residency allows.
-func (w *world) place() func(string) []string {
-	allowed := map[string][]string{}
-	for _, c := range w.cfg.Clusters {
-		if len(c.Residency.Allow) == 0 {
-			continue
-		}
-		for _, z := range w.cfg.Repository.Allowed(c.Residency) {
-			allowed[c.Name] = append(allowed[c.Name], z.Name)
-		}
-	}
-	return func(name string) []string {
-		rest, ok := strings.CutPrefix(name, catalog.ClustersPrefix)
-		if !ok {
-			return nil
-		}
-		cluster, _, _ := strings.Cut(rest, "/")
-		return allowed[cluster]
-	}
 }
 
 // cluster finds a configured cluster.

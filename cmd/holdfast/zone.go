@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 	"github.com/holdfast-dr/holdfast/snapshot"
 )
@@ -45,6 +46,8 @@ func (e *env) zoneCommand() *cobra.Command {
 			},
 		},
 		scrub,
+		e.placementCommand(),
+		e.confirmCommand(),
 		&cobra.Command{
 			Use: "heal [NAME]", Short: "scrub --heal", Args: cobra.MaximumNArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error { return e.scrubZones(cmd.Context(), first(args), true) },
@@ -72,6 +75,8 @@ type zoneDocument struct {
 	ObjectLock   string `json:"object_lock"`
 	State        string `json:"state"` // up | down
 	Error        string `json:"error,omitempty"`
+	// Verified is how far this node's rolling verification has come; nil: not begun.
+	Verified *vault.Coverage `json:"verified,omitempty"`
 }
 
 func (e *env) listZones(ctx context.Context) error {
@@ -82,6 +87,7 @@ func (e *env) listZones(ctx context.Context) error {
 	defer w.close()
 	errs := w.checkIdentities(ctx)
 	doc := zonesDocument{[]zoneDocument{}}
+	cover := w.coverage()
 	for _, z := range w.cfg.Repository.Zones {
 		d := zoneDocument{Name: z.Name, Kind: "directory", Place: z.Directory, Jurisdiction: z.Jurisdiction, ObjectLock: z.ObjectLock, State: "up"}
 		if z.S3 != nil {
@@ -90,15 +96,18 @@ func (e *env) listZones(ctx context.Context) error {
 		if err := errs[z.Name]; err != nil {
 			d.State, d.Error = "down", err.Error()
 		}
+		if c, ok := cover[z.Name]; ok {
+			d.Verified = &c
+		}
 		doc.Zones = append(doc.Zones, d)
 	}
 	return e.print(doc, func(out io.Writer) {
 		fmt.Fprintf(out, "repository %s, a write needs %d of %s\n", w.repoID, w.cfg.Repository.WriteQuorum, count(len(doc.Zones), "zone"))
 		var rows [][]string
 		for _, z := range doc.Zones {
-			rows = append(rows, []string{z.Name, z.Kind, cmp.Or(z.Jurisdiction, "-"), z.ObjectLock, z.State, z.Place})
+			rows = append(rows, []string{z.Name, z.Kind, cmp.Or(z.Jurisdiction, "-"), z.ObjectLock, z.State, z.Place, coverText(z.Verified, w.now())})
 		}
-		table(out, "NAME\tKIND\tJURISDICTION\tLOCK\tSTATE\tPLACE", rows)
+		table(out, "NAME\tKIND\tJURISDICTION\tLOCK\tSTATE\tPLACE\tVERIFIED", rows)
 		for _, z := range doc.Zones {
 			if z.Error != "" {
 				fmt.Fprintf(out, "%s: %s\n", z.Name, z.Error)
@@ -158,6 +167,13 @@ func (e *env) addZone(ctx context.Context, name string) (err error) {
 	}
 	if err := zone.Initialise(ctx, n.drivers[name], want); err != nil {
 		return initialiseFault(name, err)
+	}
+	z, err := configuredZone(cfg, name)
+	if err == nil {
+		err = n.lockNew(ctx, z)
+	}
+	if err != nil {
+		return err
 	}
 	if _, err := n.append(ctx, "zone.added", map[string]string{"zone": name}, want); err != nil {
 		return err

@@ -302,7 +302,7 @@ func (r *Reader) Certificates(ctx context.Context) (Notes[Certificate], error) {
 // Proofs reads what drills proved; cluster "" reads every cluster's.
 func (r *Reader) Proofs(ctx context.Context, cluster string) (Notes[Proof], error) {
 	n, err := notes[Proof](ctx, r, ProofsDir, KindProof, "", func(name string) bool {
-		return strings.HasSuffix(name, ".note") && !strings.Contains(name, "/probe-")
+		return strings.HasSuffix(name, ".note") && !strings.Contains(name, "/probe-") && !strings.Contains(name, "/placement-")
 	})
 	return keep(n, func(p Proof) bool { return cluster == "" || p.Cluster == cluster }), err
 }

@@ -35,7 +35,7 @@ const (
 // DutyOf says which duty a kind of note needs.
 func DutyOf(kind string) Duty {
 	switch kind {
-	case KindIntent, KindSnapshot, KindForgotten:
+	case KindIntent, KindSnapshot, KindForgotten, KindPlacement:
 		return DutySnapshot
 	case KindLineage, KindWAL:
 		return DutyWAL

@@ -73,10 +73,16 @@ func (c *core) catchUp(ctx context.Context, m *member) error {
 	if err := m.ping(ctx); err != nil {
 		return err
 	}
+	if err := c.learnMarks(ctx, m); err != nil {
+		return err
+	}
 	var first error
 	for phase := range phases {
 		if err := c.payPhase(ctx, m, phase); first == nil {
 			first = err
+		}
+		if phase == phaseMarks && first == nil && m.reconciled() && c.cfg.OnReturn != nil {
+			c.cfg.OnReturn(m.name)
 		}
 		if _, fault := m.health(); fault != nil || ctx.Err() != nil {
 			break
@@ -87,6 +93,24 @@ func (c *core) catchUp(ctx context.Context, m *member) error {
 		c.zoneReturned()
 	}
 	return first
+}
+
+// learnMarks owes a zone that was away the marks and tombstones that others show:
+// it may be an older state of itself, of which no journal knows.
+func (c *core) learnMarks(ctx context.Context, m *member) error {
+	if !m.isStale() {
+		return nil
+	}
+	for _, prefix := range []string{"forgotten/", "tombstones/"} {
+		lacks, faults := c.compare(ctx, prefix)
+		if err := faults[m]; err != nil {
+			return fmt.Errorf("comparing %s: %w", prefix, err)
+		}
+		if err := c.oweMissing(m, lacks[m]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ping sees whether a zone that was down is back.

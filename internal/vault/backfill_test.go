@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
@@ -214,4 +216,71 @@ func TestWhatIsLostEverywhereHoldsNothingElseBack(t *testing.T) {
 	if h.holds(2, lost, body(1)) {
 		t.Error("c has what was lost")
 	}
+}
+
+// A zone that was away may be an older state of itself, of which no journal knows. It
+// has the marks and tombstones that others show before its copies are read.
+func TestAZoneBackFromTheDeadLearnsWhatIsForgottenBeforeItServes(t *testing.T) {
+	var mu sync.Mutex
+	var returned []string
+	h := build(t, 3, 2, func(c *vault.Config) {
+		c.ReconcileEvery = time.Hour
+		c.OnReturn = func(zone string) {
+			mu.Lock()
+			defer mu.Unlock()
+			returned = append(returned, zone)
+		}
+	})
+	const mark, tomb, alive = "forgotten/x/1.note", "tombstones/1/tombstone.note", "clusters/x/alive.age"
+	stop := h.run()
+	h.put(alive, body(1))
+	eventually(t, "all hold it", func() bool { return h.everywhere(alive, body(1)) })
+	eventually(t, "every zone was looked at", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(returned) == 3
+	})
+	h.zones[0].fail(errBroken) // a, which is read first as a rule
+	h.put(mark, body(2))
+	h.put(tomb, body(3))
+	stop()
+	if err := errors.Join(h.Close(), os.RemoveAll(h.conf.State)); err != nil { // its debts are lost as well
+		t.Fatal(err)
+	}
+	h.open()
+	h.zones[0].fail(nil)
+	if _, err := h.Reader().Get(t.Context(), alive, int64(len(body(1))), digest(body(1))); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	returned = nil
+	mu.Unlock()
+	h.run()
+	eventually(t, "zone a is told to be back", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Contains(returned, "a")
+	})
+	if !h.holds(0, mark, body(2)) || !h.holds(0, tomb, body(3)) {
+		t.Error("zone a was told to be back before it had the mark and the tombstone")
+	}
+}
+
+// A zone may turn into an older state of itself without having been seen away.
+func TestAZoneThatLacksANoteUnseenIsComparedAtOnce(t *testing.T) {
+	h := build(t, 3, 2, func(c *vault.Config) { c.ReconcileEvery = time.Hour })
+	const mark, pack = "forgotten/x/1.note", "clusters/x/one.age"
+	h.put(mark, body(1))
+	h.put(pack, body(2))
+	h.run()
+	eventually(t, "all hold both", func() bool { return h.everywhere(mark, body(1)) && h.everywhere(pack, body(2)) })
+	for _, name := range []string{mark, pack} {
+		if err := os.Remove(h.file(0, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "zone a has both again", func() bool {
+		_, err := h.Reader().Fetch(t.Context(), mark, func(string, []byte) error { return nil })
+		return err == nil && h.holds(0, mark, body(1)) && h.holds(0, pack, body(2))
+	})
 }

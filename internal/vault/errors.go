@@ -27,6 +27,8 @@ var (
 	// ErrGoOn is what an accept of Fetch returns to see the other copies as well,
 	// though there is nothing wrong with this one.
 	ErrGoOn = errors.New("looking at every copy")
+	// ErrHidden means that the right bytes lie beneath other versions or a delete marker.
+	ErrHidden = errors.New("other versions or a delete marker lie over it")
 	// ErrReadOnly means that the vault was opened without a state directory.
 	ErrReadOnly = errors.New("vault was opened for reading only")
 )

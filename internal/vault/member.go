@@ -42,6 +42,8 @@ type member struct {
 	fault   error
 	ill     time.Time // until when it is not waited for: see unwell
 	lastOK  time.Time
+	stale   bool          // it was away: what the others know of removals it may not know yet
+	doubted time.Time     // when it was last made stale without having been away
 	pace    time.Duration // moving average of a read, for each MiB begun
 	sampled time.Time
 }
@@ -69,7 +71,7 @@ func (m *member) saw(err error, took time.Duration) {
 	now := time.Now()
 	switch {
 	case sick(err):
-		m.fault, m.ill = err, now.Add(convalescence)
+		m.fault, m.ill, m.stale = err, now.Add(convalescence), true
 	case errors.Is(err, context.Canceled):
 		// We gave up: that tells of its speed at most.
 	default:
@@ -128,14 +130,46 @@ func (m *member) health() (lastOK time.Time, fault error) {
 	return m.lastOK, m.fault
 }
 
-// score orders zones for reading: the lower the better.
+// score orders zones for reading: the lower the better. One that came back serves
+// when all others fail until it is reconciled.
 func (m *member) score(now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	score := m.aged(now)
 	if m.fault != nil || now.Before(m.ill) {
-		return time.Hour + m.aged(now)
+		score += time.Hour
 	}
-	return m.aged(now)
+	if m.stale {
+		score += 2 * time.Hour
+	}
+	return score
+}
+
+// suspected makes it stale, at most once in every; false: it was suspected just now.
+func (m *member) suspected(every time.Duration) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	if m.stale || now.Sub(m.doubted) < every {
+		return false
+	}
+	m.stale, m.doubted = true, now
+	return true
+}
+
+func (m *member) isStale() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stale
+}
+
+// reconciled says whether it was stale until now; one that failed meanwhile stays so.
+func (m *member) reconciled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.stale && m.fault == nil
+	m.stale = m.stale && !was
+	return was
 }
 
 // ranked is the members, best first, ties in their configured order.

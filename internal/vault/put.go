@@ -77,6 +77,9 @@ func (c *core) newJob(name string, body []byte, opt PutOptions, d debt, bulk boo
 	if sum == [32]byte{} {
 		sum = sha256.Sum256(body)
 	}
+	if opt.LockUntil.IsZero() && c.cfg.Lock != nil {
+		opt.LockUntil = c.cfg.Lock(name)
+	}
 	d.Size, d.SHA256, d.LockUntil = int64(len(body)), hex.EncodeToString(sum[:]), opt.LockUntil
 	return &job{
 		name: name, body: body, mode: opt.Conflict, debt: d, bulk: bulk,
@@ -209,13 +212,14 @@ func (m *member) place(ctx context.Context, j *job) (err error) {
 	if err == nil || !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	there, err := m.body(ctx, j.name, "", j.debt.Size)
-	if err == nil {
-		err = matches(there, j.want())
-	}
+	_, taint, err := m.latestOr(ctx, j.name, j.debt.Size, func(there []byte) error { return matches(there, j.want()) })
 	switch {
+	case err == nil && taint != nil && j.mode == Repair:
+		return m.Repair(ctx, j.name, j.body, j.opt)
 	case err == nil:
 		return m.extend(ctx, j.want(), j.opt.LockUntil)
+	case errors.Is(err, fs.ErrNotExist):
+		return m.uncover(ctx, j)
 	case !errors.Is(err, zone.ErrDigest):
 		return err
 	case j.mode == Repair:
@@ -223,6 +227,26 @@ func (m *member) place(ctx context.Context, j *job) (err error) {
 	default:
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
+}
+
+// uncover stores where nothing but a delete marker stands in the way. Two may do so
+// at once: the oldest version counts, as it does for readers.
+func (m *member) uncover(ctx context.Context, j *job) error {
+	if err := m.Repair(ctx, j.name, j.body, j.opt); err != nil {
+		return err
+	}
+	all, err := m.versions(ctx, j.name)
+	if err != nil || len(all) == 0 {
+		return errors.Join(fmt.Errorf("storing %s: its versions cannot be seen", j.name), err)
+	}
+	there, err := m.body(ctx, j.name, all[0].Version, j.debt.Size)
+	if err == nil {
+		err = matches(there, j.want())
+	}
+	if errors.Is(err, zone.ErrDigest) {
+		return fmt.Errorf("%w: %w", ErrConflict, err)
+	}
+	return err
 }
 
 // await collects outcomes until the quorum holds the bytes or cannot any more.

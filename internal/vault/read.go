@@ -322,8 +322,22 @@ func (v *Vault) tell(want Need, good answer, failed map[string]error) {
 		if missing || errors.Is(err, zone.ErrDigest) || errors.Is(err, errRefused) {
 			v.bad(m.name, want.Name, err)
 			v.queueHeal(m, want)
+			if missing && want.SHA256 == "" {
+				v.suspect(m, want.Name)
+			}
 		}
 	}
+}
+
+// suspect has a zone compared that lacks a note which another shows, and owes none: it
+// may be an older state of itself that came back unseen.
+func (v *Vault) suspect(m *member, name string) {
+	if v.cfg.State == "" || v.barred(name) || v.flights.busy(name) || !m.suspected(time.Minute) {
+		return
+	}
+	v.relist.Store(true)
+	v.zoneReturned()
+	m.wake()
 }
 
 // queueHeal leaves the repair to Run. Reading does not wait for the journal.

@@ -51,6 +51,12 @@ type Config struct {
 	// Place gives the zones where a name belongs, or a listing's prefix looks;
 	// nil, or an answer of nil, means all of them. Nothing is written elsewhere.
 	Place func(name string) []string
+	// Lock says until when what is stored under a name without a lock of its own is
+	// locked at least; nil, or a zero answer: it is not.
+	Lock func(name string) time.Time
+	// OnReturn hears of each zone that was away, or not looked at since the start,
+	// once it has what the others know of removals. It must not block.
+	OnReturn func(zone string)
 	// Prefixes are what reconciliation lists (Prefixes of the repository).
 	Prefixes []string
 	// ReconcileEvery is how often all zones are listed and compared (6 h).
@@ -142,7 +148,9 @@ func Open(cfg Config) (*Vault, error) {
 	c.flights.init()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for _, z := range cfg.Zones {
-		c.all = append(c.all, newMember(z, c.zoneReturned))
+		m := newMember(z, c.zoneReturned)
+		m.stale = cfg.State != ""
+		c.all = append(c.all, m)
 	}
 	if err := c.openState(); err != nil {
 		return nil, errors.Join(err, c.closeState())

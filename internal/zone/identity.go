@@ -48,10 +48,58 @@ func (id Identity) check(want Identity) error {
 	return nil
 }
 
-// ReadIdentity reads a zone's holdfast.json. fs.ErrNotExist where there is none;
-// it is the caller's to doubt that.
+// ReadIdentity reads a zone's holdfast.json: its oldest version where the store
+// keeps them, because what was put on top of it later, a delete marker included,
+// was not put there by Initialise. fs.ErrNotExist where there is none; it is the
+// caller's to doubt that.
 func ReadIdentity(ctx context.Context, r Reader) (Identity, error) {
-	body, err := r.Read(ctx, IdentityName, "", 0, maxIdentity)
+	version, err := oldestIdentity(ctx, r)
+	if err != nil {
+		return Identity{}, fmt.Errorf("look for %s: %w", IdentityName, err)
+	}
+	return readIdentity(ctx, r, version)
+}
+
+// showsIdentity is ReadIdentity for a zone whose identity is known: one reading is
+// enough where the latest version is it.
+func showsIdentity(ctx context.Context, r Reader, want Identity) error {
+	id, err := readIdentity(ctx, r, "")
+	if err == nil {
+		err = id.check(want)
+	}
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	version, lerr := oldestIdentity(ctx, r)
+	if lerr != nil || version == "" {
+		return err
+	}
+	if id, err = readIdentity(ctx, r, version); err != nil {
+		return err
+	}
+	return id.check(want)
+}
+
+// oldestIdentity is "" where there are no versions, or none of it.
+func oldestIdentity(ctx context.Context, r Reader) (version string, err error) {
+	l, ok := r.(VersionLister)
+	if !ok {
+		return "", nil
+	}
+	err = l.ListVersions(ctx, IdentityName, func(o Object) error {
+		if o.Name == IdentityName && !o.Marker {
+			version = o.Version
+		}
+		return nil
+	})
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	return version, err
+}
+
+func readIdentity(ctx context.Context, r Reader, version string) (Identity, error) {
+	body, err := r.Read(ctx, IdentityName, version, 0, maxIdentity)
 	if err != nil {
 		return Identity{}, fmt.Errorf("read %s: %w", IdentityName, err)
 	}

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/holdfast-dr/holdfast/internal/zone"
 	"github.com/holdfast-dr/holdfast/internal/zone/dirzone"
@@ -76,5 +79,31 @@ func TestAnIdentityThatIsNoneOrNewerIsRefused(t *testing.T) {
 				t.Error("initialised over it")
 			}
 		})
+	}
+}
+
+// Whoever may write to a bucket can lay anything over a zone's identity, or hide it; the
+// zone stays the one that Initialise made it.
+func TestWhatLiesOverAnIdentityChangesNothing(t *testing.T) {
+	server := zonetest.StartS3(t, 1)[0]
+	d := server.Driver(t)
+	z := zonetest.Open(t, d, "a")
+	client, key := server.Client(t), zone.IdentityName
+	for _, text := range []string{`{"format":1,"repository":"another","zone":"a"}`, "nothing"} {
+		if _, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &server.Bucket, Key: &key, Body: strings.NewReader(text)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Check(t.Context()); err != nil {
+			t.Errorf("beneath %s: %v", text, err)
+		}
+	}
+	if _, err := client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &server.Bucket, Key: &key}); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Check(t.Context()); err != nil {
+		t.Errorf("beneath a delete marker: %v", err)
+	}
+	if id, err := zone.ReadIdentity(t.Context(), d); err != nil || id != zonetest.Identity("a") {
+		t.Errorf("read %+v, %v", id, err)
 	}
 }

@@ -88,8 +88,10 @@ type Reader interface {
 }
 
 // Lister lists the latest versions of the objects whose name begins with
-// prefix, in byte order of their names; delete markers are left out. An error
-// of yield ends the listing and is returned as it is.
+// prefix, in byte order of their names; delete markers are left out. A zone that
+// locks lists the oldest version of each name instead, hidden beneath a marker or
+// not: what is put on top changes no listing. An error of yield ends the listing
+// and is returned as it is.
 type Lister interface {
 	List(ctx context.Context, prefix string, yield func(Object) error) error
 }

@@ -127,7 +127,8 @@ func TestADrippingBodyEnds(t *testing.T) {
 	}
 }
 
-// A delete marker hides; the version beneath stays readable by its name.
+// A delete marker hides an object from who asks for the latest version, and from the
+// listing of a zone that does not lock; the version beneath stays readable by its name.
 func TestMarkersHideAndVersionsStay(t *testing.T) {
 	server := zonetest.StartS3(t, 1)[0]
 	d := server.Driver(t)
@@ -142,8 +143,13 @@ func TestMarkersHideAndVersionsStay(t *testing.T) {
 	if _, err := d.Stat(t.Context(), "x/o", ""); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("stat: %v, want fs.ErrNotExist", err)
 	}
-	if names, err := zonetest.Names(t.Context(), d, "x/"); err != nil || len(names) != 0 {
-		t.Errorf("list: %q, %v", names, err)
+	if names, err := zonetest.Names(t.Context(), d, "x/"); err != nil || len(names) != 1 {
+		t.Errorf("list where locks are: %q, %v", names, err)
+	}
+	plain := server.Config()
+	plain.LockMode = ""
+	if names, err := zonetest.Names(t.Context(), zonetest.Dial(t, plain), "x/"); err != nil || len(names) != 0 {
+		t.Errorf("list without locks: %q, %v", names, err)
 	}
 	rc, err := d.Read(t.Context(), "x/o", o.Version, 0, -1)
 	if err != nil {

@@ -19,8 +19,31 @@ func (d *Driver) lister(prefix string) *s3.Client {
 	return d.client
 }
 
-// List implements zone.Lister.
+// List implements zone.Lister. A bucket that locks is listed by its versions, and a
+// name by its oldest: whoever may write could put delete markers and other bytes on
+// top of all there is, and what a reader lists must not change by that.
 func (d *Driver) List(ctx context.Context, prefix string, yield func(zone.Object) error) error {
+	if d.mode == "" {
+		return d.listLatest(ctx, prefix, yield)
+	}
+	var oldest zone.Object
+	err := d.ListVersions(ctx, prefix, func(o zone.Object) error {
+		if o.Marker {
+			return nil
+		}
+		before := oldest
+		if oldest = o; before.Name == "" || before.Name == o.Name {
+			return nil
+		}
+		return yield(before)
+	})
+	if err != nil || oldest.Name == "" {
+		return err
+	}
+	return yield(oldest)
+}
+
+func (d *Driver) listLatest(ctx context.Context, prefix string, yield func(zone.Object) error) error {
 	in := &s3.ListObjectsV2Input{Bucket: &d.bucket, Prefix: aws.String(d.prefix + prefix)}
 	for {
 		out, err := d.lister(prefix).ListObjectsV2(ctx, in)

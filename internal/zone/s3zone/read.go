@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -77,10 +78,35 @@ func (d *Driver) Stat(ctx context.Context, name, version string) (zone.Object, e
 	if err != nil {
 		return zone.Object{}, explain(ctx, err)
 	}
+	locked, _, err := d.retained(ctx, name, version, out)
+	if err != nil {
+		return zone.Object{}, explain(ctx, err)
+	}
 	return zone.Object{
 		Name: name, Size: aws.ToInt64(out.ContentLength), Version: plainVersion(out.VersionId), Latest: version == "",
-		Modified: aws.ToTime(out.LastModified), SHA256: out.Metadata[metaSHA256], LockedUntil: aws.ToTime(out.ObjectLockRetainUntilDate),
+		Modified: aws.ToTime(out.LastModified), SHA256: out.Metadata[metaSHA256], LockedUntil: locked,
 	}, nil
+}
+
+// retained is until when a version is locked, and how. Of an older version some
+// servers tell that only when they are asked for it.
+func (d *Driver) retained(ctx context.Context, name, version string, head *s3.HeadObjectOutput) (time.Time, types.ObjectLockMode, error) {
+	until, mode := aws.ToTime(head.ObjectLockRetainUntilDate), head.ObjectLockMode
+	if !until.IsZero() || version == "" || version == nullVersion || d.mode == "" {
+		return until, mode, nil
+	}
+	client, key, err := d.at(name)
+	if err != nil {
+		return until, mode, err
+	}
+	out, err := client.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &d.bucket, Key: key, VersionId: &version})
+	if status(err) >= 400 && status(err) < 500 {
+		return until, mode, nil // it has none, or none that we may see
+	}
+	if err != nil || out.Retention == nil {
+		return until, mode, err
+	}
+	return aws.ToTime(out.Retention.RetainUntilDate), types.ObjectLockMode(out.Retention.Mode), nil
 }
 
 func (d *Driver) head(ctx context.Context, name, version string) (*s3.HeadObjectOutput, error) {

@@ -61,6 +61,9 @@ type Config struct {
 	// repository still writes its own ledger.
 	Credentials       aws.CredentialsProvider
 	LedgerCredentials aws.CredentialsProvider
+	// DeleteCredentials sign removals of versions, so that the others need no right
+	// to delete; nil: the ones of the object's other requests.
+	DeleteCredentials aws.CredentialsProvider
 	LockMode          string        // "", "governance" or "compliance"
 	Timeout           time.Duration // for a connection and for headers; default 30 s
 	Retries           int           // tries in all; default 3
@@ -71,6 +74,7 @@ type Driver struct {
 	bucket, prefix string
 	mode           types.ObjectLockMode
 	client, ledger *s3.Client
+	remover        *s3.Client // nil: the object's own client
 	transport      *http.Transport
 }
 
@@ -93,6 +97,9 @@ func New(c Config) (*Driver, error) {
 	d.ledger = d.client
 	if c.LedgerCredentials != nil {
 		d.ledger = c.client(transport, c.LedgerCredentials)
+	}
+	if c.DeleteCredentials != nil {
+		d.remover = c.client(transport, c.DeleteCredentials)
 	}
 	return d, nil
 }

@@ -50,11 +50,15 @@ func (d *Driver) Create(ctx context.Context, name string, body []byte, opt zone.
 	}
 }
 
-// whose is nil if the object that stands in the way was made by this call.
+// whose is nil if the object that stands in the way was made by this call. What does
+// not show itself is a delete marker, which some servers count as existing.
 func (d *Driver) whose(ctx context.Context, name, call string) error {
 	head, err := d.head(ctx, name, "")
+	if err = explain(ctx, err); errors.Is(err, fs.ErrNotExist) {
+		return fs.ErrExist
+	}
 	if err != nil {
-		return explain(ctx, err)
+		return err
 	}
 	if head.Metadata[metaCall] == call {
 		return nil
@@ -135,12 +139,16 @@ func (d *Driver) ExtendLock(ctx context.Context, name, version string, until tim
 	if err != nil {
 		return explain(ctx, err)
 	}
+	locked, how, err := d.retained(ctx, name, version, head)
+	if err != nil {
+		return explain(ctx, err)
+	}
 	until = wholeSecond(until)
-	if !until.After(aws.ToTime(head.ObjectLockRetainUntilDate)) {
+	if !until.After(locked) {
 		return nil
 	}
 	mode := types.ObjectLockRetentionMode(d.mode)
-	if head.ObjectLockMode == types.ObjectLockModeCompliance {
+	if how == types.ObjectLockModeCompliance {
 		mode = types.ObjectLockRetentionModeCompliance // it can be extended, never weakened
 	}
 	client, key, err := d.at(name)
@@ -165,6 +173,9 @@ func (d *Driver) RemoveVersion(ctx context.Context, name, version string) error 
 	client, key, err := d.at(name)
 	if err != nil {
 		return err
+	}
+	if d.remover != nil {
+		client = d.remover
 	}
 	_, err = client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &d.bucket, Key: key, VersionId: versionID(version)})
 	switch c := code(err); {

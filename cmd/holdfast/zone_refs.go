@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// scrubRefs are the objects that must be there: what trusted notes name, the
+// notes themselves, the ledgers, and the digest keys where they can be opened. What
+// lies under a forgotten mark is left out. ends, where it is not nil, is told until
+// when the objects of clusters must be locked.
+func (w *world) scrubRefs(ctx context.Context, ends lockEnds) (refs []catalog.Ref, faults []string, err error) {
+	all := refSet{seen: map[string]bool{}}
+	clusters, err := w.catalog.Clusters(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range clusters {
+		if err := all.cluster(ctx, w, c, ends); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.CertificateDir, catalog.ProofsDir} {
+		if err := all.add(w.noteRefs(ctx, prefix, func(string) bool { return false })); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := all.add(w.keyRefs(ctx)); err != nil {
+		return nil, nil, err
+	}
+	entries, bad, err := ledger.Objects(ctx, ledger.FromReader(w.vault.Reader()), w.trust, w.repoID)
+	for _, o := range entries {
+		err = errors.Join(err, all.add([]catalog.Ref{catalog.Ref(o)}, nil, nil))
+	}
+	return all.refs, append(all.faults, bad...), err
+}
+
+// refSet collects references, each name once.
+type refSet struct {
+	seen   map[string]bool
+	refs   []catalog.Ref
+	faults []string
+}
+
+func (s *refSet) add(refs []catalog.Ref, faults []string, err error) error {
+	for _, r := range refs {
+		if r.Name != "" && !s.seen[r.Name] {
+			s.seen[r.Name] = true
+			s.refs = append(s.refs, r)
+		}
+	}
+	s.faults = append(s.faults, faults...)
+	return err
+}
+
+func (s *refSet) cluster(ctx context.Context, w *world, cluster string, ends lockEnds) error {
+	m, err := w.marksOf(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	if err := s.add(w.clusterRefs(ctx, cluster, m, ends)); err != nil {
+		return err
+	}
+	marked := func(name string) bool { return m.covers(strings.TrimPrefix(name, catalog.ClusterDir(cluster))) }
+	for _, prefix := range []string{catalog.LineagesDir(cluster), catalog.SnapshotsDir(cluster), catalog.WALRoot(cluster)} {
+		if err := s.add(w.noteRefs(ctx, prefix, marked)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clusterRefs are what a cluster's snapshots and WAL notes name.
+func (w *world) clusterRefs(ctx context.Context, cluster string, m marks, ends lockEnds) (refs []catalog.Ref, faults []string, err error) {
+	snaps, err := w.catalog.Snapshots(ctx, cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	plan := w.lockPlan(cluster, snaps.Bodies(), ends)
+	for _, s := range snaps.Bodies() {
+		refs = append(refs, s.Manifest, s.Objects)
+		plan.snapshot(s, catalog.SnapshotName(cluster, s.ID), catalog.IntentName(cluster, s.ID), s.Manifest.Name, s.Objects.Name)
+		body, err := w.vault.Reader().Get(ctx, s.Objects.Name, s.Objects.Size, s.Objects.SHA256)
+		if err != nil {
+			faults = append(faults, fmt.Sprintf("%s: no zone has a good copy: %v", s.Objects.Name, err))
+			continue
+		}
+		list, err := catalog.DecodeObjects(strings.NewReader(string(body)))
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading %s: %w", s.Objects.Name, err)
+		}
+		refs = append(refs, list...)
+		for _, r := range list {
+			plan.snapshot(s, r.Name)
+		}
+	}
+	wal, err := w.catalog.WALEntries(ctx, cluster, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	entries := slices.DeleteFunc(wal.List, func(e catalog.WALEntry) bool {
+		return m.covers(strings.TrimPrefix(e.Name, catalog.ClusterDir(cluster)))
+	})
+	for batch := range slices.Chunk(entries, 1000) {
+		notes, bad, err := w.catalog.WALNotes(ctx, cluster, batch)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, f := range bad {
+			faults = append(faults, f.Error())
+		}
+		for _, n := range notes {
+			refs = append(refs, n.Body.Object, n.Body.Index)
+			plan.wal(n.Body, n.Name)
+		}
+	}
+	return refs, faults, nil
+}
+
+// keyRefs binds the digest keys by the bytes that open.
+func (w *world) keyRefs(ctx context.Context) (refs []catalog.Ref, faults []string, err error) {
+	if len(w.index) == 0 {
+		return nil, nil, nil
+	}
+	listing, err := w.vault.Reader().List(ctx, catalog.DigestKeysDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, o := range listing.Objects {
+		body, err := w.vault.Reader().Fetch(ctx, o.Name, func(_ string, body []byte) error {
+			_, err := seal.OpenDigestKeys(body, w.index)
+			return err
+		})
+		if err != nil {
+			faults = append(faults, fmt.Sprintf("%s: %v", o.Name, err))
+			continue
+		}
+		refs = append(refs, refOfBody(o.Name, body))
+	}
+	return refs, faults, nil
+}
+
+func refOfBody(name string, body []byte) catalog.Ref {
+	sum := sha256.Sum256(body)
+	return catalog.Ref{Name: name, Size: int64(len(body)), SHA256: hex.EncodeToString(sum[:])}
+}
+
+// noteRefs binds each note under prefix by the bytes that a trusted signer
+// vouches for.
+func (w *world) noteRefs(ctx context.Context, prefix string, skip func(string) bool) (refs []catalog.Ref, faults []string, err error) {
+	listing, err := w.vault.Reader().List(ctx, prefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, o := range listing.Objects {
+		if !strings.HasSuffix(o.Name, ".note") || skip(o.Name) {
+			continue
+		}
+		body, err := w.vault.Reader().Fetch(ctx, o.Name, func(_ string, body []byte) error { return w.vouched(body) })
+		if err != nil {
+			faults = append(faults, fmt.Sprintf("%s: %v", o.Name, err))
+			continue
+		}
+		refs = append(refs, refOfBody(o.Name, body))
+	}
+	return refs, faults, nil
+}
+
+// vouched says whether a trusted signer with the duty for its kind signed a note.
+func (w *world) vouched(body []byte) error {
+	kind, text := seal.PeekNote(body)
+	var about struct {
+		Cluster string `json:"cluster"`
+	}
+	if err := json.Unmarshal(text, &about); err != nil {
+		return fmt.Errorf("%w: it is no note: %w", seal.ErrDamaged, err)
+	}
+	_, err := w.trust.Open(body, kind, string(catalog.DutyOf(kind)), about.Cluster, nil)
+	return err
+}
