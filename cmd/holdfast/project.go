@@ -94,7 +94,12 @@ func (n *node) liveConn(ctx context.Context, cluster, database string) (*pgx.Con
 			return nil, err
 		}
 	}
-	cfg, err := pgx.ParseConfig(p.dsn)
+	return dialProjects(ctx, cluster, p.dsn, database)
+}
+
+// dialProjects connects to a database of a cluster.
+func dialProjects(ctx context.Context, cluster, dsn, database string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the projects of %s: the connection string does not parse", cluster)
 	}
