@@ -36,7 +36,7 @@ func (e *env) projectCommand() *cobra.Command {
 		}
 		return e.print(v, func(out io.Writer) { previewText(out, v) })
 	}}
-	cmd.AddCommand(list, show, e.projectExportCommand(), e.projectDeleteCommand())
+	cmd.AddCommand(list, show, e.projectExportCommand(), e.projectCloneCommand(), e.projectRestoreCommand(), e.projectDeleteCommand())
 	return cmd
 }
 

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,7 +49,7 @@ type exportDoc struct {
 func (e *env) projectExportCommand() *cobra.Command {
 	var out, format, binaries string
 	var all bool
-	var masks map[string]string
+	var masks []string
 	cmd := &cobra.Command{
 		Use: "export CLUSTER [PROJECT …] --out DIR|FILE.tar", Short: "Write projects of live into a directory or an archive, in one snapshot", Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -61,7 +63,10 @@ func (e *env) projectExportCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			x := &exporting{projectSource: t, e: e, form: format, binaries: binaries, masks: masks, madeAt: time.Now().UTC()}
+			x := &exporting{projectSource: t, e: e, form: format, binaries: binaries, madeAt: time.Now().UTC()}
+			if x.masks, err = t.masks(masks); err != nil {
+				return err
+			}
 			doc, err := x.run(c.Context(), out, args[1:], all)
 			if errors.Is(err, portable.ErrExists) {
 				return refused("name a target that is not there", "%w", err)
@@ -77,7 +82,7 @@ func (e *env) projectExportCommand() *cobra.Command {
 	f.StringVar(&format, "format", tenancy.Copy, "copy (PostgreSQL's text form) or jsonl (a JSON object a line)")
 	f.BoolVar(&all, "all", false, "every project that projects.registry lists")
 	f.StringVar(&binaries, "binaries", "", "where pg_dump is, as /usr/lib/postgresql/{major}/bin")
-	f.StringToStringVar(&masks, "mask", nil, "write `TABLE.COLUMN=EXPRESSION` instead of a column's values (repeat)")
+	f.StringArrayVar(&masks, "mask", nil, "write `TABLE.COLUMN=EXPRESSION` instead of a column's values (repeat)")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
 		panic(err)
 	}
@@ -174,7 +179,10 @@ func (x *exporting) prepare(ctx context.Context) (err error) {
 		x.common = append(x.common, "the tables' DDL: "+x.noDDL)
 	}
 	more, err := x.view.NotCovered(ctx)
-	x.common = append(append(x.common, more...), "files outside PostgreSQL: projects.media names no command that fetches them")
+	x.common = append(x.common, more...)
+	if x.cluster.Projects.Media == nil {
+		x.common = append(x.common, "files outside PostgreSQL: projects.media names no command that fetches them")
+	}
 	return err
 }
 
@@ -217,6 +225,9 @@ func (x *exporting) one(ctx context.Context, key, name, dir string, single bool,
 		}
 		m.Tables = append(m.Tables, t)
 	}
+	if m.Media, err = x.media(ctx, key, name, dir); err != nil {
+		return entry, err
+	}
 	if x.form == tenancy.Copy {
 		_, err = x.out.Add(dir+"load.sql", func(to io.Writer) error { return m.LoadScript(to, x.view.ClientEncoding(), s.Advance()) })
 	}
@@ -247,13 +258,7 @@ func (x *exporting) table(ctx context.Context, s *tenancy.Slice, p tenancy.Part,
 	return t, err
 }
 
-func masked(m tenancy.Masks) []string {
-	out := []string{}
-	for name := range m {
-		out = append(out, name)
-	}
-	return out
-}
+func masked(m tenancy.Masks) []string { return orEmpty(slices.Sorted(maps.Keys(m))) }
 
 func orEmpty[T any](list []T) []T {
 	if list == nil {

@@ -66,6 +66,27 @@ func (t *projectSource) connect(ctx context.Context, database string) (*pgx.Conn
 	return dialProjects(ctx, t.cluster.Name, dsn, database)
 }
 
+// masks are the configuration's, and those of flags, TABLE.COLUMN=EXPRESSION each,
+// which win.
+func (t *projectSource) masks(flags []string) (tenancy.Masks, error) {
+	m := tenancy.Masks{}
+	for _, c := range t.cluster.Projects.Mask {
+		m[c.Column] = c.As
+	}
+	for _, f := range flags {
+		within := false // an = between double quotes is part of a name
+		at := strings.IndexFunc(f, func(r rune) bool {
+			within = within != (r == '"')
+			return r == '=' && !within
+		})
+		if at <= 0 || at == len(f)-1 {
+			return nil, usage("--mask %s: want TABLE.COLUMN=EXPRESSION", f)
+		}
+		m[f[:at]] = f[at+1:]
+	}
+	return m, nil
+}
+
 // names are the live projects' names by their keys.
 func (t *projectSource) names(ctx context.Context, conn *pgx.Conn) (list []tenancy.Project, names map[string]string, err error) {
 	if list, err = tenancy.Projects(ctx, conn, t.registry); err != nil {

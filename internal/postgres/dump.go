@@ -74,17 +74,19 @@ func (d Dump) DDL(ctx context.Context, dsn, password, database string, args []st
 		cmd.Env = append(cmd.Env, "PGPASSWORD="+password)
 	}
 	said := &bytes.Buffer{}
-	lines := &publicOnce{to: to}
+	lines := PublicOnce(to)
 	cmd.Stdout, cmd.Stderr = lines, &limited{said, 16 << 10}
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("reading the DDL of database %s by %s: %w: %s", database, d.Program, err, strings.TrimSpace(said.String()))
 	}
-	return lines.flush()
+	return lines.Close()
 }
 
-// publicOnce lets pg_dump's text be loaded into a new database, which has a schema
+// PublicOnce lets pg_dump's text be loaded into a new database, which has a schema
 // public already: pg_dump, told which schemas to dump, would make it.
+func PublicOnce(to io.Writer) io.WriteCloser { return &publicOnce{to: to} }
+
 type publicOnce struct {
 	to   io.Writer
 	held []byte // the line that is not yet whole
@@ -99,7 +101,8 @@ func (p *publicOnce) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
-func (p *publicOnce) flush() error {
+// Close writes a last line that no line break ended.
+func (p *publicOnce) Close() error {
 	_, err := p.to.Write(p.held)
 	return err
 }

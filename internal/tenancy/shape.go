@@ -25,6 +25,7 @@ type Sequence struct {
 	column    string // quoted
 	table     uint32
 	step      int64
+	counts    bool // the column is a number
 }
 
 // shape is a table as rows are put into it: a partitioned one stands for all its
@@ -119,7 +120,7 @@ func (g *graph) top(oid uint32) uint32 {
 
 // A sequence is a column's by ownership (serial, identity) or by its default.
 const sequencesSQL = `
-SELECT DISTINCT s.oid::regclass::text, u.rel, quote_ident(a.attname), q.seqincrement
+SELECT DISTINCT s.oid::regclass::text, u.rel, quote_ident(a.attname), q.seqincrement, a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
   FROM (SELECT d.objid AS seq, d.refobjid AS rel, d.refobjsubid AS num FROM pg_depend d
          WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
         UNION
@@ -137,7 +138,7 @@ func sequences(ctx context.Context, q Querier, tables []uint32) ([]Sequence, err
 	}
 	var list []Sequence
 	var s Sequence
-	_, err = pgx.ForEachRow(rows, []any{&s.Name, &s.table, &s.column, &s.step}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&s.Name, &s.table, &s.column, &s.step, &s.counts}, func() error {
 		list = append(list, s)
 		return nil
 	})

@@ -131,6 +131,10 @@ func (w *Writer) archive(f *os.File, name string, size int64) error {
 	return err
 }
 
+// TempDir makes a directory on the export's disk that is no part of it: its caller
+// removes it; [Writer.Abort] does, too.
+func (w *Writer) TempDir() (string, error) { return os.MkdirTemp(w.tmp, tmpPrefix) }
+
 // AddTree adds the regular files below dir, under a name; links and the like are refused.
 func (w *Writer) AddTree(name, dir string) (files []File, err error) {
 	files = []File{}
@@ -170,6 +174,9 @@ func (w *Writer) Commit() error {
 }
 
 func (w *Writer) commit() error {
+	if left, err := filepath.Glob(filepath.Join(w.tmp, tmpPrefix+"*")); err != nil || len(left) > 0 {
+		return fmt.Errorf("%d directories were left in it: %w", len(left), err)
+	}
 	made := w.tmp
 	if w.tar != nil {
 		if err := errors.Join(w.tar.Close(), w.file.Sync(), w.file.Close()); err != nil {
