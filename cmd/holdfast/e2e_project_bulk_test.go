@@ -46,6 +46,7 @@ func TestHundredsOfProjectsAreExportedInOneRun(t *testing.T) {
 	if len(doc.Projects) != 300 {
 		t.Fatalf("exported %d projects", len(doc.Projects))
 	}
+	t.Logf("300 projects in %.1f s", doc.Seconds)
 	members := 0
 	for _, p := range doc.Projects {
 		m := readJSON[portable.Manifest](t, filepath.Join(dir, p.File.Name))
@@ -63,6 +64,21 @@ func TestHundredsOfProjectsAreExportedInOneRun(t *testing.T) {
 	var want int
 	if err := conn.QueryRow(t.Context(), "SELECT count(*) FROM cms.member").Scan(&want); err != nil || members != want {
 		t.Errorf("all projects together have %d members, the database %d: %v", members, want, err)
+	}
+	rows := map[string]int64{}
+	for _, p := range ask[projectsDoc](r, "db", "project", "list", "cms", "--sizes").Projects {
+		rows[p.ID] = *p.Rows
+		if *p.Bytes < 20**p.Rows {
+			t.Errorf("project %s has %d rows in %d bytes", p.ID, *p.Rows, *p.Bytes)
+		}
+	}
+	for _, p := range doc.Projects {
+		if rows[p.ID] != p.Rows {
+			t.Errorf("project %s is listed with %d rows and exported with %d", p.ID, rows[p.ID], p.Rows)
+		}
+	}
+	if one := ask[projectDoc](r, "db", "project", "show", "cms", "7"); one.Bytes == 0 || len(one.Sizes) != 8 {
+		t.Errorf("shown: %+v", one)
 	}
 	r.hold("db", 0, "project", "export", "cms", "7", "9", "--out", r.path("two.tar"), "--format", "jsonl")
 	r.linesOf(r.path("two.tar"))

@@ -67,7 +67,7 @@ func disturb(t *testing.T, conn *pgx.Conn, rnd *rand.Rand) {
 			fmt.Sprintf(`INSERT INTO app.version_tag SELECT version, note FROM app.version_tag WHERE %s`, strings.ReplaceAll(pick, table+" ", "app.version_tag ")),
 			fmt.Sprintf(`INSERT INTO app.comment SELECT id + 5000 + %d, project, doc, reply_to, note FROM app.comment ORDER BY md5(id::text || '%[1]d') LIMIT 1`, rnd.IntN(1000)),
 			// another project takes a number that was free
-			fmt.Sprintf(`INSERT INTO app.comment SELECT %d, 'B', 1, NULL, 'other'`, 20000+rnd.IntN(400)),
+			fmt.Sprintf(`INSERT INTO app.comment SELECT %d, 'B', 1, NULL, 'other'`, 20200+rnd.IntN(60)),
 		}[rnd.IntN(5)]
 		var refused bool
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
@@ -91,8 +91,8 @@ func TestAProjectIsPutBackOrNothingHappens(t *testing.T) {
 		live := shop(t, pg)
 		_, err := live.Exec(t.Context(), `DROP TRIGGER forbid ON app.doc`)
 		noErr(t, err)
-		grow(t, live, rnd, key, mark, 20000)
-		grow(t, live, rnd, "B", "other", 30000)
+		grow(t, live, rnd, key, mark, 20200)
+		grow(t, live, rnd, "B", "other", 30600)
 		live.Close(t.Context())
 		pg.Exec(`CREATE DATABASE beside TEMPLATE shop`)
 		live, beside := pg.Conn("shop"), pg.Conn("beside")
