@@ -217,10 +217,9 @@ func (s *Slice) pour(ctx context.Context, p Part, masks Masks, to *pgx.Conn, tab
 
 // diff pairs rows by their primary key; where there is none, equal rows one by one.
 func (m *merge) diff(ctx context.Context, t *mergeTable) error {
-	hash, key, nth := hashOf(t.shape.list("r.")), "", "1::bigint"
-	if len(t.shape.key) > 0 {
-		key = fmt.Sprintf(`ROW(r.%s)::text COLLATE "C"`, strings.Join(t.shape.key, ", r."))
-	} else {
+	hash, nth := hashOf(t.shape.list("r.")), "1::bigint"
+	key := fmt.Sprintf(`ROW(r.%s)::text COLLATE "C"`, strings.Join(t.shape.key, ", r."))
+	if len(t.shape.key) == 0 {
 		key = fmt.Sprintf(`ROW(%s)::text COLLATE "C"`, t.shape.list("r."))
 		nth = fmt.Sprintf(`row_number() OVER (PARTITION BY %s)`, key)
 	}
