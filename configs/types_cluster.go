@@ -67,7 +67,21 @@ type Projects struct {
 	Layout   string `yaml:"layout" required:"yes" enum:"rows|schema|database" doc:"A project is rows under one root row, a schema, or a database."`
 	Registry string `yaml:"registry" required:"yes" doc:"Query that lists projects: id and name, both text."`
 	Rows     *Rows  `yaml:"rows" doc:"Where the root rows of layout rows are."`
+	Mask     []Mask `yaml:"mask" doc:"What project clone and project export write instead of a column's values."`
+	Media    *Media `yaml:"media" doc:"How the files of a project that are kept outside PostgreSQL get into an export; left out: they are named as not covered."`
 	Purge    Purge  `yaml:"purge" doc:"How soon a deleted project is gone."`
+}
+
+// Mask hides a column in what leaves the cluster.
+type Mask struct {
+	Column string `yaml:"column" required:"yes" doc:"schema.table.column, as SQL writes the names."`
+	As     string `yaml:"as" required:"yes" doc:"SQL expression over the row."`
+}
+
+// Media is a command that fetches a project's files.
+type Media struct {
+	Command []string `yaml:"command" required:"yes" doc:"Program (absolute) and arguments. It writes into the directory HOLDFAST_MEDIA the files of project HOLDFAST_PROJECT of cluster HOLDFAST_CLUSTER, and fails when it has not got them all."`
+	Within  Duration `yaml:"within" default:"1h" min:"1s" doc:"It is ended after so long."`
 }
 
 // Rows names the root table of layout rows.

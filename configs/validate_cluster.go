@@ -131,6 +131,12 @@ func (d *decoder) checkProjects(c *Cluster, field string) {
 	if p.Layout == "rows" && p.Purge.Within < least && !p.Purge.Early {
 		d.at(field+".purge.within", p.Purge.Within.String(), fmt.Sprintf("at least %v (keep_at_most %v and removal_grace %v), or early: true", least, c.Retention.KeepAtMost, c.Retention.RemovalGrace))
 	}
+	if p.Media != nil && len(p.Media.Command) > 0 {
+		d.absolute(field+".media.command[0]", p.Media.Command[0])
+	}
+	if p.Media != nil && len(p.Media.Command) == 0 && !d.bad[field+".media.command"] {
+		d.at(field+".media.command", "an empty list", "the program and its arguments")
+	}
 	if p.Purge.Grace > p.Purge.Within {
 		d.at(field+".purge.grace", fmt.Sprintf("%v, longer than within %v", p.Purge.Grace, p.Purge.Within), "grace ≤ within")
 	}

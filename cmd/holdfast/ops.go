@@ -29,10 +29,6 @@ var (
 
 type none struct{}
 
-type clusterIn struct {
-	Cluster string `path:"cluster"`
-}
-
 // takeIn asks for a snapshot.
 type takeIn struct {
 	Cluster string `path:"cluster"`

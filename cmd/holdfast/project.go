@@ -18,14 +18,33 @@ import (
 )
 
 var (
-	opProjectList   = server.Op[clusterIn, projectsDoc]{ID: "project-list", Method: http.MethodGet, Path: "/v1/clusters/{cluster}/projects", Summary: "The projects in live"}
-	opProjectShow   = server.Op[projectIn, retention.Preview]{ID: "project-show", Method: http.MethodGet, Path: "/v1/clusters/{cluster}/projects/{project}", Summary: "What a project holds, and what its deletion would do"}
+	opProjectList   = server.Op[projectsIn, projectsDoc]{ID: "project-list", Method: http.MethodGet, Path: "/v1/clusters/{cluster}/projects", Summary: "The projects in live"}
+	opProjectShow   = server.Op[projectIn, projectDoc]{ID: "project-show", Method: http.MethodGet, Path: "/v1/clusters/{cluster}/projects/{project}", Summary: "What a project holds, and what its deletion would do"}
 	opProjectDelete = server.Op[projectDelete, deletedDoc]{ID: "project-delete", Method: http.MethodPost, Path: "/v1/clusters/{cluster}/projects/{project}/purge", Summary: "Record that a project is to be gone"}
 	opPurgeList     = server.Op[purgeQuery, purgesDoc]{ID: "purge-list", Method: http.MethodGet, Path: "/v1/purges", Summary: "Where each purge stands"}
 )
 
+type projectsIn struct {
+	Cluster string `path:"cluster"`
+	Sizes   bool   `query:"sizes" doc:"Count and measure each project's rows."`
+}
+
 type projectsDoc struct {
-	Projects []tenancy.Project `json:"projects"`
+	Projects []listedProject `json:"projects"`
+}
+
+// listedProject is a project of live; what it holds is told when it is asked for.
+type listedProject struct {
+	tenancy.Project
+	Rows  *int64 `json:"rows,omitempty"`
+	Bytes *int64 `json:"bytes,omitempty"`
+}
+
+// projectDoc is what a project holds, and what its deletion would do.
+type projectDoc struct {
+	retention.Preview
+	Sizes []tenancy.Size `json:"sizes"`
+	Bytes int64          `json:"bytes"`
 }
 
 type projectIn struct {
@@ -94,7 +113,12 @@ func (n *node) liveConn(ctx context.Context, cluster, database string) (*pgx.Con
 			return nil, err
 		}
 	}
-	cfg, err := pgx.ParseConfig(p.dsn)
+	return dialProjects(ctx, cluster, p.dsn, database)
+}
+
+// dialProjects connects to a database of a cluster.
+func dialProjects(ctx context.Context, cluster, dsn, database string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the projects of %s: the connection string does not parse", cluster)
 	}
@@ -123,20 +147,49 @@ func (n *node) withProjects(ctx context.Context, cluster string, do func(*retent
 	return do(p, conn)
 }
 
-func (n *node) projectList(ctx context.Context, in clusterIn) (doc projectsDoc, err error) {
+func (n *node) projectList(ctx context.Context, in projectsIn) (doc projectsDoc, err error) {
+	doc.Projects = []listedProject{}
 	err = n.withProjects(ctx, in.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
-		doc.Projects, err = tenancy.Projects(ctx, conn, p.Registry)
-		return err
+		list, err := tenancy.Projects(ctx, conn, p.Registry)
+		if err != nil {
+			return err
+		}
+		var keys []string
+		for _, one := range list {
+			doc.Projects = append(doc.Projects, listedProject{Project: one})
+			keys = append(keys, one.ID)
+		}
+		if !in.Sizes {
+			return nil
+		}
+		i := 0
+		return tenancy.Sizes(ctx, conn, p.Layout, keys, func(_ string, list []tenancy.Size) {
+			rows, bytes := totals(list)
+			doc.Projects[i].Rows, doc.Projects[i].Bytes = &rows, &bytes
+			i++
+		})
 	})
 	return doc, err
 }
 
-func (n *node) projectShow(ctx context.Context, in projectIn) (v retention.Preview, err error) {
+func totals(list []tenancy.Size) (rows, bytes int64) {
+	for _, s := range list {
+		rows, bytes = rows+s.Rows, bytes+s.Bytes
+	}
+	return rows, bytes
+}
+
+func (n *node) projectShow(ctx context.Context, in projectIn) (doc projectDoc, err error) {
 	err = n.withProjects(ctx, in.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
-		v, err = p.Preview(ctx, conn, in.Project)
-		return err
+		if doc.Preview, err = p.Preview(ctx, conn, in.Project); err != nil {
+			return err
+		}
+		return tenancy.Sizes(ctx, conn, p.Layout, []string{in.Project}, func(_ string, list []tenancy.Size) {
+			doc.Sizes = list
+			_, doc.Bytes = totals(list)
+		})
 	})
-	return v, err
+	return doc, err
 }
 
 // projectDelete records the tombstone first: whatever happens then, no restore

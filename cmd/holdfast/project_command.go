@@ -16,27 +16,24 @@ import (
 
 func (e *env) projectCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "project", Short: "The tenants inside a cluster: list, show, delete"}
+	var in projectsIn
 	list := &cobra.Command{Use: "list CLUSTER", Short: "List the projects in live", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		doc, err := asks(c.Context(), e, opProjectList, clusterIn{args[0]}, (*node).projectList)
+		in.Cluster = args[0]
+		doc, err := asks(c.Context(), e, opProjectList, in, (*node).projectList)
 		if err != nil {
 			return err
 		}
-		return e.print(doc, func(out io.Writer) {
-			var rows [][]string
-			for _, p := range doc.Projects {
-				rows = append(rows, []string{p.ID, p.Name})
-			}
-			table(out, "ID\tNAME", rows)
-		})
+		return e.print(doc, func(out io.Writer) { projectsText(out, doc, in.Sizes) })
 	}}
+	list.Flags().BoolVar(&in.Sizes, "sizes", false, "count and measure each project's rows")
 	show := &cobra.Command{Use: "show CLUSTER PROJECT", Short: "What a project holds, and what its deletion would do", Args: cobra.ExactArgs(2), RunE: func(c *cobra.Command, args []string) error {
 		v, err := asks(c.Context(), e, opProjectShow, projectIn{args[0], args[1]}, (*node).projectShow)
 		if err != nil {
 			return err
 		}
-		return e.print(v, func(out io.Writer) { previewText(out, v) })
+		return e.print(v, func(out io.Writer) { projectText(out, v) })
 	}}
-	cmd.AddCommand(list, show, e.projectDeleteCommand())
+	cmd.AddCommand(list, show, e.projectExportCommand(), e.projectCloneCommand(), e.projectRestoreCommand(), e.projectDeleteCommand())
 	return cmd
 }
 
@@ -61,7 +58,7 @@ func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive
 	var in projectDelete
 	in.Cluster, in.Project, in.Body.InLive, in.Body.Typed = cluster, project, inLive, v.ID
 	if e.output == "text" {
-		previewText(e.out, v)
+		projectText(e.out, v)
 	}
 	if !yes {
 		fmt.Fprintf(e.err, "This cannot be undone. Type the project's name to go on: ")
@@ -86,10 +83,26 @@ func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive
 	})
 }
 
-func previewText(out io.Writer, v retention.Preview) {
-	fmt.Fprintf(out, "project %s (%s), last active %s\n", v.ID, v.Name, clock(v.LastActivity))
-	for _, c := range v.Counts {
-		fmt.Fprintf(out, "  %8d rows of %s\n", c.Rows, c.Table)
+func projectsText(out io.Writer, doc projectsDoc, sizes bool) {
+	var rows [][]string
+	heading := "ID\tNAME"
+	if sizes {
+		heading += "\tROWS\tBYTES"
+	}
+	for _, p := range doc.Projects {
+		row := []string{p.ID, p.Name}
+		if sizes {
+			row = append(row, fmt.Sprint(*p.Rows), size(*p.Bytes))
+		}
+		rows = append(rows, row)
+	}
+	table(out, heading, rows)
+}
+
+func projectText(out io.Writer, v projectDoc) {
+	fmt.Fprintf(out, "project %s (%s), %s, last active %s\n", v.ID, v.Name, size(v.Bytes), clock(v.LastActivity))
+	for _, s := range v.Sizes {
+		fmt.Fprintf(out, "  %8d rows of %s, %s\n", s.Rows, s.Table, size(s.Bytes))
 	}
 	for _, t := range v.NotCovered {
 		fmt.Fprintln(out, "  not covered:", t)

@@ -182,4 +182,6 @@ func Vacuum(ctx context.Context, conn *pgx.Conn, tables []Table) error {
 	return nil
 }
 
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
 func sorted(set map[uint32]bool) []uint32 { return slices.Sorted(maps.Keys(set)) }

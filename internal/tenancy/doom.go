@@ -26,8 +26,7 @@ type doom struct {
 // newDoom finds the rows of the project with the key.
 func newDoom(ctx context.Context, q Querier, g *graph, keyText string) (*doom, error) {
 	d := &doom{g, q}
-	_, err := q.Exec(ctx, `CREATE TEMPORARY TABLE holdfast_doom (rel oid, tid tid, gen int, PRIMARY KEY (rel, tid)) ON COMMIT DROP`)
-	if err != nil {
+	if err := rowSet(ctx, q, "holdfast_doom"); err != nil {
 		return nil, err
 	}
 	tag, err := q.Exec(ctx, fmt.Sprintf(`INSERT INTO pg_temp.holdfast_doom SELECT r.tableoid, r.ctid, 0 FROM %s r WHERE r.%s::text = $1`, g.from(g.root), g.col), keyText)
@@ -43,6 +42,17 @@ func newDoom(ctx context.Context, q Querier, g *graph, keyText string) (*doom, e
 			return nil, fmt.Errorf("rows refer to rows in a chain of more than %d", maxGenerations)
 		}
 	}
+}
+
+// rowSet makes an empty set of rows, or empties the one that the transaction has:
+// a table that is dropped would hold its lock until the transaction ends.
+func rowSet(ctx context.Context, q Querier, name string) error {
+	_, err := q.Exec(ctx, `CREATE TEMPORARY TABLE IF NOT EXISTS `+name+` (rel oid, tid tid, gen int, PRIMARY KEY (rel, tid)) ON COMMIT DROP`)
+	if err != nil {
+		return err
+	}
+	_, err = q.Exec(ctx, `TRUNCATE pg_temp.`+name)
+	return err
 }
 
 // next adds what refers to the rows of generation gen.

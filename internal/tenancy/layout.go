@@ -54,6 +54,8 @@ func (l Layout) Check() error {
 	return nil
 }
 
+func (l Layout) rows() bool { return l.Kind == "" || l.Kind == Rows }
+
 // Querier is a connection or a transaction.
 type Querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
+	"github.com/holdfast-dr/holdfast/internal/tenancy/portable"
+)
+
+// exporting is one run of `project export`.
+type exporting struct {
+	*projectSource
+	e        *env
+	out      *portable.Writer
+	form     string
+	binaries string
+	masks    tenancy.Masks
+	view     *tenancy.View
+	ddl      *portable.DDL
+	noDDL    string // why there is none
+	common   []string
+	madeAt   time.Time
+}
+
+// exportDoc is what `project export` prints.
+type exportDoc struct {
+	To       string                `json:"exported_to"`
+	Cluster  string                `json:"cluster"`
+	Moment   tenancy.Moment        `json:"moment"`
+	Form     string                `json:"form"`
+	DDL      *portable.DDL         `json:"ddl,omitempty"`
+	Projects []portable.IndexEntry `json:"projects"`
+	// NotCovered is what may belong to them and is not in the export.
+	NotCovered []string `json:"not_covered"`
+	Seconds    float64  `json:"seconds"`
+}
+
+func (e *env) projectExportCommand() *cobra.Command {
+	var out, format, binaries string
+	var all bool
+	var masks []string
+	cmd := &cobra.Command{
+		Use: "export CLUSTER [PROJECT …] --out DIR|FILE.tar", Short: "Write projects of live into a directory or an archive, in one snapshot", Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if format != tenancy.Copy && format != tenancy.Lines {
+				return usage("--format %s: want copy or jsonl", format)
+			}
+			if all == (len(args) > 1) {
+				return usage("name projects, or give --all")
+			}
+			t, err := e.projectSource(args[0])
+			if err != nil {
+				return err
+			}
+			x := &exporting{projectSource: t, e: e, form: format, binaries: binaries, madeAt: time.Now().UTC()}
+			if x.masks, err = t.masks(masks); err != nil {
+				return err
+			}
+			doc, err := x.run(c.Context(), out, args[1:], all)
+			if errors.Is(err, portable.ErrExists) {
+				return refused("name a target that is not there", "%w", err)
+			}
+			if err != nil {
+				return err
+			}
+			return e.print(doc, func(w io.Writer) { exportText(w, doc) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&out, "out", "", "directory to make, or `DIR|FILE.tar`; it must not exist")
+	f.StringVar(&format, "format", tenancy.Copy, "copy (PostgreSQL's text form) or jsonl (a JSON object a line)")
+	f.BoolVar(&all, "all", false, "every project that projects.registry lists")
+	f.StringVar(&binaries, "binaries", "", "where pg_dump is, as /usr/lib/postgresql/{major}/bin")
+	f.StringArrayVar(&masks, "mask", nil, "write `TABLE.COLUMN=EXPRESSION` instead of a column's values (repeat)")
+	if err := cmd.MarkFlagRequired("out"); err != nil {
+		panic(err)
+	}
+	return cmd
+}
+
+// run exports projects; what is not whole is not there.
+func (x *exporting) run(ctx context.Context, target string, keys []string, all bool) (doc exportDoc, err error) {
+	began := time.Now()
+	conn, err := x.connect(ctx, x.layout.Database)
+	if err != nil {
+		return doc, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	list, names, err := x.names(ctx, conn)
+	if err != nil {
+		return doc, err
+	}
+	if all {
+		for _, p := range list {
+			keys = append(keys, p.ID)
+		}
+	}
+	if x.out, err = portable.Create(target); err != nil {
+		return doc, err
+	}
+	if x.view, err = tenancy.OpenView(ctx, conn, x.layout); err == nil {
+		doc = exportDoc{To: target, Cluster: x.cluster.Name, Moment: x.view.At, Form: x.form}
+		err = errors.Join(x.fill(ctx, &doc, keys, names, all), x.view.Close(ctx))
+	}
+	if err == nil {
+		err = x.out.Commit()
+	} else {
+		err = errors.Join(err, x.out.Abort())
+	}
+	if err != nil {
+		return doc, err
+	}
+	doc.Seconds = time.Since(began).Seconds()
+	x.e.recordProjects(ctx, x.projectSource, "project.exported", keys, map[string]any{"moment": x.view.At, "form": x.form})
+	return doc, nil
+}
+
+func (x *exporting) fill(ctx context.Context, doc *exportDoc, keys []string, names map[string]string, all bool) error {
+	if err := x.prepare(ctx); err != nil {
+		return err
+	}
+	doc.DDL, doc.NotCovered = x.ddl, x.common
+	bar := x.e.progress("export of " + x.cluster.Name)
+	defer bar.end()
+	single := len(keys) == 1 && !all
+	var bytes int64
+	for i, key := range keys {
+		dir := ""
+		if !single {
+			dir = "projects/" + folder(key, i) + "/"
+		}
+		entry, err := x.one(ctx, key, names[key], dir, single, func(table string) {
+			bar.show(fmt.Sprintf("project %d of %d, %s written, now %s", i+1, len(keys), size(bytes), table), 0, 0)
+		})
+		if err != nil {
+			return projectFault(x.cluster.Name, key, err)
+		}
+		bytes += entry.Bytes
+		doc.Projects = append(doc.Projects, entry)
+	}
+	if single {
+		return nil
+	}
+	_, err := x.out.AddJSON(portable.ManifestName, portable.Index{
+		Format: portable.Format, Cluster: x.cluster.Name, Moment: x.view.At, Software: version, MadeAt: x.madeAt, DDL: x.ddl, Projects: doc.Projects,
+	})
+	return err
+}
+
+// prepare writes what all projects have in common: the DDL, and what is not covered.
+func (x *exporting) prepare(ctx context.Context) (err error) {
+	x.common = []string{}
+	var by string
+	f, err := x.out.Add("schema.sql", func(to io.Writer) error {
+		by, err = x.projectSource.ddl(ctx, x.view, x.binaries, to)
+		if errors.Is(err, postgres.ErrNoDump) {
+			x.noDDL = err.Error()
+			_, err = fmt.Fprintf(to, "-- The DDL of these tables is not here: %s.\n", strings.ReplaceAll(x.noDDL, "\n", " "))
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if x.noDDL == "" {
+		x.ddl = &portable.DDL{By: by, File: f}
+	} else {
+		x.common = append(x.common, "the tables' DDL: "+x.noDDL)
+	}
+	more, err := x.view.NotCovered(ctx)
+	x.common = append(x.common, more...)
+	if x.cluster.Projects.Media == nil {
+		x.common = append(x.common, "files outside PostgreSQL: projects.media names no command that fetches them")
+	}
+	return err
+}
+
+// plain are keys that can name a directory anywhere.
+var plain = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,62}$`)
+
+// folder is the directory of a project among several.
+func folder(key string, i int) string {
+	if plain.MatchString(key) {
+		return key
+	}
+	return fmt.Sprintf("_%06d", i+1)
+}
+
+// one writes one project below dir.
+func (x *exporting) one(ctx context.Context, key, name, dir string, single bool, tell func(table string)) (entry portable.IndexEntry, err error) {
+	s, err := x.view.Project(ctx, key)
+	if err == nil {
+		err = x.masks.Check(ctx, s)
+	}
+	if err != nil {
+		return entry, err
+	}
+	m := portable.Manifest{
+		Format: portable.Format, Cluster: x.cluster.Name, Project: portable.Project{ID: key, Name: name},
+		Layout: portable.Layout{Kind: x.layout.Kind, Database: x.layout.Database, Root: x.layout.Root, Key: x.layout.Key},
+		Moment: x.view.At, Software: version, MadeAt: x.madeAt, Form: x.form, Masked: masked(x.masks), DDL: x.ddl,
+		Sequences: orEmpty(s.Sequences), References: orEmpty(s.References), NotCovered: x.common,
+	}
+	if !single && m.DDL != nil {
+		up := *m.DDL
+		up.File.Name = "../../" + up.File.Name
+		m.DDL = &up
+	}
+	for i, p := range s.Parts {
+		tell(p.Name)
+		t, err := x.table(ctx, s, p, dir, fmt.Sprintf("data/%04d.%s", i+1, x.form))
+		if err != nil {
+			return entry, err
+		}
+		m.Tables = append(m.Tables, t)
+	}
+	if m.Media, err = x.media(ctx, key, name, dir); err != nil {
+		return entry, err
+	}
+	if x.form == tenancy.Copy {
+		_, err = x.out.Add(dir+"load.sql", func(to io.Writer) error { return m.LoadScript(to, x.view.ClientEncoding(), s.Advance()) })
+	}
+	if err == nil {
+		entry.File, err = x.out.AddJSON(dir+portable.ManifestName, m)
+	}
+	entry.Project = m.Project
+	entry.Rows, entry.Bytes = m.Rows()
+	return entry, err
+}
+
+func (x *exporting) table(ctx context.Context, s *tenancy.Slice, p tenancy.Part, dir, file string) (portable.Table, error) {
+	t := portable.Table{Schema: p.Schema, Table: p.Table, Name: p.Name, Rows: p.Rows, Shared: p.Shared, Columns: []portable.Column{}}
+	for _, c := range p.Columns {
+		if !c.Generated {
+			t.Columns = append(t.Columns, portable.Column{Name: c.Name, Type: c.Type})
+		}
+	}
+	if p.Rows == 0 {
+		return t, nil
+	}
+	f, err := x.out.Add(dir+file, func(to io.Writer) error {
+		_, err := s.Write(ctx, p, x.form, x.masks, to)
+		return err
+	})
+	t.File = f
+	t.File.Name = file
+	return t, err
+}
+
+func masked(m tenancy.Masks) []string { return orEmpty(slices.Sorted(maps.Keys(m))) }
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func exportText(w io.Writer, d exportDoc) {
+	fmt.Fprintf(w, "exported to %s, as of %s (%s), form %s, in %.1f s\n", d.To, clock(d.Moment.Time), d.Moment.LSN, d.Form, d.Seconds)
+	var rows, bytes int64
+	for _, p := range d.Projects {
+		rows, bytes = rows+p.Rows, bytes+p.Bytes
+		if len(d.Projects) <= 20 {
+			fmt.Fprintf(w, "  project %s (%s): %d rows, %s; %s\n", p.ID, p.Project.Name, p.Rows, size(p.Bytes), p.File.Name)
+		}
+	}
+	fmt.Fprintf(w, "%d projects, %d rows, %s\n", len(d.Projects), rows, size(bytes))
+	for _, s := range d.NotCovered {
+		fmt.Fprintln(w, "  not covered:", s)
+	}
+}

@@ -1,0 +1,128 @@
+package tenancy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// The forms in which rows are written.
+const (
+	Copy  = "copy"  // PostgreSQL's COPY, text format: UTF-8, tabs between the columns
+	Lines = "jsonl" // a JSON object a line, by row_to_json
+)
+
+// ErrMask means that a mask names no column that is copied, or one that must stay.
+var ErrMask = errors.New("a mask cannot be applied")
+
+// Masks gives columns, as table.column with the names quoted where SQL needs it,
+// an expression over their row that is copied in their stead.
+type Masks map[string]string
+
+// Check refuses masks that would pass over what they name, or break references:
+// each must name a column that is copied, and neither a key nor a reference.
+func (m Masks) Check(ctx context.Context, s *Slice) error {
+	for _, name := range sortedKeys(m) {
+		p, c := s.column(name)
+		switch {
+		case c == nil:
+			return fmt.Errorf("%w: %s is no column that is copied; name it as schema.table.column", ErrMask, name)
+		case slices.Contains(p.Key, c.quoted) || s.refers(p.shape.oid, c.quoted):
+			return fmt.Errorf("%w: %s is part of a key or a reference, which must stay", ErrMask, name)
+		}
+		// One statement and no more: COPY would carry out others behind it.
+		sql := fmt.Sprintf(`SELECT %s FROM (%s) r LIMIT 0`, m.of(*p, *c), p.rows(p.everything()))
+		if _, err := s.v.tx.Prepare(ctx, "", sql); err != nil {
+			return fmt.Errorf("%w: %s = %s: %w", ErrMask, name, m[name], err)
+		}
+	}
+	return nil
+}
+
+func (s *Slice) column(name string) (*Part, *Column) {
+	for i := range s.Parts {
+		p := &s.Parts[i]
+		for j := range p.Columns {
+			if c := &p.Columns[j]; !c.Generated && p.Name+"."+c.quoted == name {
+				return p, c
+			}
+		}
+	}
+	return nil, nil
+}
+
+func (s *Slice) refers(top uint32, column string) bool {
+	g := s.v.g
+	return slices.ContainsFunc(g.keys, func(k key) bool {
+		return g.related(k.child, top) && slices.Contains(k.childCols, column) || g.related(k.parent, top) && slices.Contains(k.parentCols, column)
+	})
+}
+
+// of is a column as it is copied.
+func (m Masks) of(p Part, c Column) string {
+	if expr, masked := m[p.Name+"."+c.quoted]; masked {
+		return fmt.Sprintf("CAST((%s) AS %s) AS %s", expr, c.Type, c.quoted)
+	}
+	return "r." + c.quoted
+}
+
+// query is what is copied of a part, in the order of its primary key, so that the
+// same rows give the same bytes.
+func (p Part) query(m Masks) string {
+	var cols []string
+	for _, c := range p.shape.stored() {
+		cols = append(cols, m.of(p, c))
+	}
+	q := fmt.Sprintf(`SELECT %s FROM (%s) r`, strings.Join(cols, ", "), p.rows(p.everything()))
+	if len(p.Key) > 0 {
+		q += " ORDER BY r." + strings.Join(p.Key, ", r.")
+	}
+	return q
+}
+
+// everything is all columns by name, since partitions have them in orders of their
+// own; generated ones as well.
+func (p Part) everything() string {
+	var out []string
+	for _, c := range p.Columns {
+		out = append(out, "r."+c.quoted)
+	}
+	return strings.Join(out, ", ")
+}
+
+// Write writes the rows of a part in a form, and says how many.
+func (s *Slice) Write(ctx context.Context, p Part, form string, m Masks, to io.Writer) (int64, error) {
+	sql := fmt.Sprintf(`COPY (%s) TO STDOUT`, p.query(m))
+	if form == Lines {
+		// JSON has no control characters in it but between the tokens of a column of
+		// type json, so that CSV with such a quote leaves it as it is.
+		sql = fmt.Sprintf(`COPY (SELECT translate(row_to_json(x)::text, E'\n\r\t', '   ') FROM (%s) x) TO STDOUT (FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02')`, p.query(m))
+	}
+	tag, err := s.v.conn.PgConn().CopyTo(ctx, to, sql)
+	if err == nil && tag.RowsAffected() != p.Rows {
+		err = fmt.Errorf("it gave %d rows of %d", tag.RowsAffected(), p.Rows)
+	}
+	if err != nil {
+		return tag.RowsAffected(), fmt.Errorf("copying the rows of %s: %w", p.Name, err)
+	}
+	return tag.RowsAffected(), nil
+}
+
+// ClientEncoding is that of what [Slice.Write] writes.
+func (v *View) ClientEncoding() string {
+	if v.At.Encoding == "SQL_ASCII" {
+		return v.At.Encoding
+	}
+	return "UTF8"
+}
+
+// Advance is a statement for each sequence that sets it to where it stood.
+func (s *Slice) Advance() (list []string) {
+	for _, q := range s.Sequences {
+		list = append(list, fmt.Sprintf(`SELECT pg_catalog.setval('%s', %d, %t)`, strings.ReplaceAll(q.Name, "'", "''"), q.LastValue, q.IsCalled))
+	}
+	return list
+}

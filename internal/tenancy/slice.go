@@ -1,0 +1,242 @@
+package tenancy
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Slice is one project in a view: what it holds, table by table. A view has one
+// slice at a time: the next call of [View.Project] ends it.
+type Slice struct {
+	Key        string
+	Parts      []Part // in the tables' order of names, shared ones last
+	Sequences  []Sequence
+	References []Reference
+	v          *View
+	own        map[uint32]bool
+}
+
+// Part is the rows of a slice in one table; a partitioned table is one.
+type Part struct {
+	Schema  string   // as the catalogue has it
+	Table   string   // as the catalogue has it
+	Name    string   // both, quoted where SQL needs it
+	Columns []Column // all; generated ones are not copied
+	Key     []string // the primary key's columns, quoted where SQL needs it
+	Rows    int64
+	// Shared rows belong to nobody: no project owns their table, and rows of the
+	// project, or other shared rows, refer to them.
+	Shared bool
+	shape  *shape
+	leaves []uint32 // the tables that store the rows
+	g      *graph
+}
+
+// Reference is a foreign key by which rows of a slice refer to rows that are not
+// in it: another project's, or none.
+type Reference struct {
+	From    string   `json:"from"` // table
+	Columns []string `json:"columns"`
+	To      string   `json:"to"`
+	Rows    int64    `json:"rows"`
+}
+
+// Project finds the rows of the project with the key; [ErrNoProject] where there is none.
+func (v *View) Project(ctx context.Context, keyText string) (*Slice, error) {
+	s, err := v.project(ctx, keyText)
+	if err == nil && len(s.Parts) == 0 {
+		err = ErrNoProject
+	}
+	if err == nil {
+		err = s.share(ctx)
+	}
+	if err == nil {
+		err = s.refer(ctx)
+	}
+	if err == nil {
+		s.Sequences, err = sequences(ctx, v.tx, s.tops())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding the rows of a project in database %s: %w", v.Layout.Database, err)
+	}
+	return s, nil
+}
+
+// project finds what is the project's own; no part where there is no such project.
+func (v *View) project(ctx context.Context, keyText string) (*Slice, error) {
+	s := &Slice{Key: keyText, v: v, own: v.tree()}
+	d, err := newDoom(ctx, v.tx, v.g, keyText)
+	if err != nil {
+		return nil, err
+	}
+	oids, counts, err := d.counts(ctx)
+	if err != nil || len(oids) == 0 {
+		return s, err
+	}
+	stored := map[uint32]int64{}
+	for i, oid := range oids {
+		stored[oid] = counts[i].Rows
+	}
+	s.Parts = v.parts(stored, false)
+	for oid := range s.own { // an empty table has a shape, too
+		top := v.g.top(oid)
+		if !slices.ContainsFunc(s.Parts, func(p Part) bool { return p.shape.oid == top }) {
+			s.Parts = append(s.Parts, v.part(top, false))
+		}
+	}
+	slices.SortFunc(s.Parts, func(a, b Part) int { return strings.Compare(a.Name, b.Name) })
+	return s, nil
+}
+
+// tree are the tables in which rows of projects can be.
+func (v *View) tree() map[uint32]bool {
+	own := map[uint32]bool{}
+	for r := range v.g.reached() {
+		for oid := range v.g.rels {
+			if v.g.related(r, oid) {
+				own[oid] = true
+			}
+		}
+	}
+	return own
+}
+
+func (v *View) part(top uint32, shared bool) Part {
+	of := v.shapes[top]
+	return Part{Schema: of.schema, Table: of.table, Name: of.name, Columns: of.columns, Key: of.key, Shared: shared, shape: of, g: v.g}
+}
+
+// parts gathers the tables that store rows under those they are put into.
+func (v *View) parts(stored map[uint32]int64, shared bool) (list []Part) {
+	for oid, n := range stored {
+		top := v.g.top(oid)
+		i := slices.IndexFunc(list, func(p Part) bool { return p.shape.oid == top })
+		if i < 0 {
+			i, list = len(list), append(list, v.part(top, shared))
+		}
+		list[i].Rows += n
+		list[i].leaves = append(list[i].leaves, oid)
+	}
+	for _, p := range list {
+		slices.Sort(p.leaves)
+	}
+	slices.SortFunc(list, func(a, b Part) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// tops are the tables of the project's own parts.
+func (s *Slice) tops() (oids []uint32) {
+	for _, p := range s.Parts {
+		if !p.Shared {
+			oids = append(oids, p.shape.oid)
+		}
+	}
+	return oids
+}
+
+// rows is a query for columns of the part's rows, as r names them; of none where
+// there are none.
+func (p Part) rows(columns string) string {
+	set := "holdfast_doom"
+	if p.Shared {
+		set = "holdfast_need"
+	}
+	var all []string
+	for _, leaf := range p.leaves {
+		all = append(all, fmt.Sprintf(`SELECT %s FROM ONLY %s r JOIN pg_temp.%s d ON d.rel = %d AND d.tid = r.ctid`, columns, p.g.rels[leaf].name, set, leaf))
+	}
+	if len(all) == 0 {
+		all = append(all, fmt.Sprintf(`SELECT %s FROM ONLY %s r WHERE false`, columns, p.Name))
+	}
+	return strings.Join(all, " UNION ALL ")
+}
+
+// below are the rows of the slice in a table of a foreign key, or in its partitions.
+func (s *Slice) below(oid uint32, columns []string) string {
+	var all []string
+	for _, p := range s.Parts {
+		q := p
+		q.leaves = slices.DeleteFunc(slices.Clone(p.leaves), func(leaf uint32) bool { return !s.v.g.within(leaf, oid) })
+		if len(q.leaves) > 0 {
+			all = append(all, q.rows("r."+strings.Join(columns, ", r.")))
+		}
+	}
+	return strings.Join(all, " UNION ALL ")
+}
+
+// share finds the rows that nobody owns and the slice cannot do without.
+func (s *Slice) share(ctx context.Context) error {
+	if err := rowSet(ctx, s.v.tx, "holdfast_need"); err != nil {
+		return err
+	}
+	for more := true; more; {
+		more = false
+		for _, k := range s.v.g.keys {
+			from := s.below(k.child, k.childCols)
+			if s.own[k.parent] || from == "" {
+				continue
+			}
+			tag, err := s.v.tx.Exec(ctx, fmt.Sprintf(`INSERT INTO pg_temp.holdfast_need SELECT p.tableoid, p.ctid, 0 FROM %s p
+				WHERE EXISTS (SELECT FROM (%s) c WHERE %s) ON CONFLICT DO NOTHING`, s.v.g.from(k.parent), from, k.on("p", "c")))
+			if err != nil {
+				return fmt.Errorf("following a foreign key to %s: %w", s.v.g.rels[k.parent].name, err)
+			}
+			more = more || tag.RowsAffected() > 0
+		}
+		if err := s.takeShared(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Slice) takeShared(ctx context.Context) error {
+	rows, err := s.v.tx.Query(ctx, `SELECT rel, count(*) FROM pg_temp.holdfast_need GROUP BY rel`)
+	if err != nil {
+		return err
+	}
+	stored := map[uint32]int64{}
+	var oid uint32
+	var n int64
+	_, err = pgx.ForEachRow(rows, []any{&oid, &n}, func() error { stored[oid] = n; return nil })
+	s.Parts = slices.DeleteFunc(s.Parts, func(p Part) bool { return p.Shared })
+	s.Parts = append(s.Parts, s.v.parts(stored, true)...)
+	return err
+}
+
+// refer counts the references that lead out of the slice.
+func (s *Slice) refer(ctx context.Context) error {
+	for _, k := range s.v.g.keys {
+		from, to := s.below(k.child, k.childCols), s.below(k.parent, k.parentCols)
+		if from == "" {
+			continue
+		}
+		if to == "" {
+			to = fmt.Sprintf(`SELECT %s FROM ONLY %s WHERE false`, strings.Join(k.parentCols, ", "), s.v.g.rels[k.parent].name)
+		}
+		r := Reference{From: s.v.g.rels[k.child].name, Columns: k.childCols, To: s.v.g.rels[k.parent].name}
+		err := s.v.tx.QueryRow(ctx, fmt.Sprintf(`SELECT count(*) FROM (%s) c WHERE %s AND NOT EXISTS (SELECT FROM (%s) p WHERE %s)`,
+			from, k.whole("c"), to, k.on("p", "c"))).Scan(&r.Rows)
+		if err != nil {
+			return fmt.Errorf("following a foreign key of %s: %w", r.From, err)
+		}
+		if r.Rows > 0 {
+			s.References = append(s.References, r)
+		}
+	}
+	return nil
+}
+
+// whole is the condition under which a row refers to anything (MATCH SIMPLE).
+func (k key) whole(child string) string {
+	var out []string
+	for _, c := range k.childCols {
+		out = append(out, child+"."+c+" IS NOT NULL")
+	}
+	return strings.Join(out, " AND ")
+}

@@ -1,0 +1,136 @@
+package tenancy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+)
+
+// View is one moment of a database, from which any number of projects are read,
+// one after the other. It holds a transaction open until Close; where it only
+// reads it makes temporary tables all the same, so a hot standby has none.
+type View struct {
+	At       Moment
+	Layout   Layout
+	conn     *pgx.Conn
+	tx       pgx.Tx
+	g        *graph
+	shapes   map[uint32]*shape
+	external string // the exported snapshot's name; "" until asked for
+}
+
+// Moment says of which server and when something was read.
+type Moment struct {
+	Time     time.Time `json:"time"` // the server's clock
+	LSN      lsn.LSN   `json:"lsn"`  // everything in it was written before; more may have been
+	SystemID string    `json:"system_id"`
+	Server   string    `json:"server_version"`
+	Encoding string    `json:"encoding"` // the database's
+	Collate  string    `json:"collate"`
+	Ctype    string    `json:"ctype"`
+}
+
+// OpenView begins to read a database in one snapshot (REPEATABLE READ).
+func OpenView(ctx context.Context, conn *pgx.Conn, l Layout) (*View, error) {
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err == nil {
+		var v *View
+		if v, err = newView(ctx, conn, tx, l); err == nil {
+			return v, nil
+		}
+		err = errors.Join(err, ignoreClosed(tx.Rollback(context.WithoutCancel(ctx))))
+	}
+	return nil, fmt.Errorf("reading projects of database %s in one snapshot: %w", l.Database, err)
+}
+
+func newView(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout) (*View, error) {
+	v := &View{Layout: l, conn: conn, tx: tx}
+	if err := settle(ctx, tx); err != nil {
+		return nil, err
+	}
+	// What COPY gives and takes is UTF-8, but for the bytes of a database without an encoding.
+	_, err := tx.Exec(ctx, `SELECT set_config('client_encoding', CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)`)
+	if err != nil {
+		return nil, err
+	}
+	var at *string
+	err = tx.QueryRow(ctx, `SELECT now(), CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text,
+		(SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version'), getdatabaseencoding(), datcollate::text, datctype::text
+		FROM pg_database WHERE datname = current_database()`).Scan(&v.At.Time, &at, &v.At.SystemID, &v.At.Server, &v.At.Encoding, &v.At.Collate, &v.At.Ctype)
+	if err == nil && at != nil {
+		v.At.LSN, err = lsn.Parse(*at)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking the server for its moment: %w", err)
+	}
+	v.At.Time = v.At.Time.UTC()
+	if v.g, err = readGraph(ctx, tx, l); err != nil {
+		return nil, err
+	}
+	v.shapes, err = readShapes(ctx, tx, v.g)
+	return v, err
+}
+
+// Export gives the view's snapshot a name by which pg_dump reads the same moment
+// (pg_export_snapshot), as long as the view is open.
+func (v *View) Export(ctx context.Context) (string, error) {
+	if v.external != "" {
+		return v.external, nil
+	}
+	if err := v.tx.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&v.external); err != nil {
+		return "", fmt.Errorf("exporting the snapshot of database %s: %w", v.Layout.Database, err)
+	}
+	return v.external, nil
+}
+
+// schemasSQL leaves out the system's schemas and those that extensions make.
+const schemasSQL = `
+SELECT n.nspname FROM pg_namespace n
+ WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
+ ORDER BY 1`
+
+// Schemas are the database's own, by their names as the catalogue has them.
+func (v *View) Schemas(ctx context.Context) ([]string, error) {
+	rows, err := v.tx.Query(ctx, schemasSQL)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// NotCovered is [NotCovered] of the view's moment, with the tables whose rows
+// outlive the project that they refer to, and large objects.
+func (v *View) NotCovered(ctx context.Context) ([]string, error) {
+	list := []string{}
+	if v.Layout.rows() {
+		var err error
+		if list, err = v.g.notCovered(ctx, v.tx); err != nil {
+			return nil, fmt.Errorf("finding what no foreign key ties to %s: %w", v.Layout.Root, err)
+		}
+		own := v.tree()
+		for _, k := range v.g.keys {
+			if own[k.parent] && !own[k.child] {
+				list = append(list, "table "+v.g.rels[k.child].name+", whose rows outlive what they refer to")
+			}
+		}
+	}
+	var large int64
+	if err := v.tx.QueryRow(ctx, `SELECT count(*) FROM pg_largeobject_metadata`).Scan(&large); err != nil {
+		return nil, err
+	}
+	if large > 0 {
+		list = append(list, fmt.Sprintf("large objects (%d in the database): nothing ties them to a project", large))
+	}
+	return list, nil
+}
+
+// Close ends the transaction; nothing that was done in it stays.
+func (v *View) Close(ctx context.Context) error {
+	return ignoreClosed(v.tx.Rollback(context.WithoutCancel(ctx)))
+}

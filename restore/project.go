@@ -1,0 +1,87 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
+)
+
+// ErrDeleted means that a project is deleted: no restore brings it back.
+var ErrDeleted = errors.New("the project has a tombstone")
+
+// Deleted refuses a project that a restore by the plan would remove from the copy:
+// one with a tombstone that applies there. A request cannot be taken back in this
+// version, so nothing lifts it. keys opens digest epochs.
+func Deleted(ctx context.Context, r Repo, p Plan, l tenancy.Layout, keyText string, keys func(ctx context.Context, epoch int) (seal.DigestKeys, error)) error {
+	tombs, err := r.Catalog.Tombstones(ctx, p.Cluster)
+	if err != nil {
+		return fmt.Errorf("reading tombstones: %w", err)
+	}
+	if err := errors.Join(tombs.Require(), joined(tombs.Faults)); err != nil {
+		return fmt.Errorf("%w: %w", ErrTombstones, err)
+	}
+	applies := map[string]bool{}
+	for _, id := range p.Tombstones {
+		applies[id] = true
+	}
+	for _, t := range tombs.Bodies() {
+		if !applies[t.ID] {
+			continue
+		}
+		is, err := isOf(ctx, t, l, keyText, keys)
+		if err != nil {
+			return err
+		}
+		if is {
+			return fmt.Errorf("%w %s, requested %s", ErrDeleted, t.ID, stamp(t.RequestedAt))
+		}
+	}
+	return nil
+}
+
+// isOf says whether a tombstone is of the project.
+func isOf(ctx context.Context, t catalog.Tombstone, l tenancy.Layout, keyText string, keys func(context.Context, int) (seal.DigestKeys, error)) (bool, error) {
+	k, err := keys(ctx, t.DigestEpoch)
+	if err != nil {
+		return false, fmt.Errorf("the keys of digest epoch %d are needed to know whose tombstone %s is: %w", t.DigestEpoch, t.ID, err)
+	}
+	return tenancy.MAC(k, t.Cluster, l, keyText) == t.KeyMAC, nil
+}
+
+// View begins to read projects of the restored cluster; end closes it.
+func (room *Room) View(ctx context.Context, l tenancy.Layout) (v *tenancy.View, end func() error, err error) {
+	conn, err := room.Server.Conn(ctx, l.Database)
+	if err != nil {
+		return nil, nil, err
+	}
+	if v, err = tenancy.OpenView(ctx, conn, l); err != nil {
+		return nil, nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+	}
+	return v, func() error {
+		return errors.Join(v.Close(ctx), conn.Close(context.WithoutCancel(ctx)))
+	}, nil
+}
+
+// DDL writes the DDL of the restored database of a view, by its own pg_dump.
+func (room *Room) DDL(ctx context.Context, v *tenancy.View, to io.Writer) error {
+	schemas, err := v.Schemas(ctx)
+	if err != nil {
+		return err
+	}
+	id, err := v.Export(ctx)
+	if err != nil {
+		return err
+	}
+	once := postgres.PublicOnce(to)
+	args := append(postgres.DumpArgs(id, schemas), "--dbname="+postgres.InDatabase("", v.Layout.Database))
+	if err := room.Server.Run(ctx, once, "pg_dump", args...); err != nil {
+		return fmt.Errorf("reading the DDL of the restored database %s: %w", v.Layout.Database, err)
+	}
+	return once.Close()
+}
