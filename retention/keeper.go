@@ -56,8 +56,6 @@ type Keeper struct {
 	Now       func() time.Time
 	IntentAge time.Duration
 	MaxShare  float64
-	// Holds lists the holds in force; nil: there are none.
-	Holds func(ctx context.Context) ([]Hold, error)
 }
 
 // state is what a Keeper remembers.
@@ -148,10 +146,8 @@ func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
 	in.Proofs = proofs.Bodies()
 	incomplete(&in, "marks", marks)
 	incomplete(&in, "proofs", proofs)
-	if k.Holds != nil {
-		if in.Holds, err = k.Holds(ctx); err != nil {
-			return in, fmt.Errorf("reading holds: %w", err)
-		}
+	if err := k.gatherHolds(ctx, &in); err != nil {
+		return in, err
 	}
 	return in, k.gatherWAL(ctx, &in)
 }

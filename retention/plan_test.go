@@ -152,7 +152,7 @@ func TestPoliciesByTable(t *testing.T) {
 		"the ceiling ends counts, not holds": {
 			policy: Policy{Yearly: 9, Monthly: 99, KeepAtMost: 60 * day, RemovalGrace: day},
 			snaps:  []catalog.Snapshot{ago(90 * day), ago(59 * day), ago(58 * day), ago(0)},
-			holds:  []Hold{{"h1", "1215-1200", "case 7"}}, want: `
+			holds:  []Hold{onSnapshot("h1", "1215-1200", "case 7")}, want: `
 + 1215-1200 monthly: 2025-12, yearly: 2025, hold h1: case 7
 - 0115-1200 no rule keeps it
 + 0116-1200 monthly: 2026-01

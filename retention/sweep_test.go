@@ -199,8 +199,9 @@ func TestSweepKeepsWhatIsHeldAndWhatIsBuiltOn(t *testing.T) {
 	}
 	r.apply()
 	held, base := ago(9*day).ID, ago(8*day).ID
+	r.now = noon.Add(time.Hour)
+	r.hold(catalog.Hold{Kind: catalog.HoldSnapshot, Snapshot: held})
 	r.now = noon.Add(day)
-	r.keeper.Holds = func(context.Context) ([]Hold, error) { return []Hold{{"h", held, "case"}}, nil }
 	r.note(catalog.IntentName("main", "young"), catalog.KindIntent, catalog.Intent{Cluster: "main", ID: "young", StartedAt: noon, Base: base})
 	r.sweep()
 	for i := range r.dirs {
