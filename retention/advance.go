@@ -31,9 +31,9 @@ type Purge struct {
 	Deadline     time.Time            `json:"deadline"`
 	Overdue      bool                 `json:"overdue"`
 	LastCopyEnds time.Time            `json:"last_copy_ends_at,omitzero"` // zero where a hold keeps one: nobody knows
-	Waiting      []string             `json:"waiting,omitempty"` // tables in live that must yet be vacuumed
-	Reappeared   bool                 `json:"reappeared"`        // the key is in use again, after live was seen without it
-	SuspendedBy  []string             `json:"suspended_by,omitempty"` // holds on the project: no certificate before they are released
+	Waiting      []string             `json:"waiting,omitempty"`          // tables in live that must yet be vacuumed
+	Reappeared   bool                 `json:"reappeared"`                 // the key is in use again, after live was seen without it
+	SuspendedBy  []string             `json:"suspended_by,omitempty"`     // holds on the project: no certificate before they are released
 	Zones        []PurgeZone          `json:"zones"`
 	Certificate  *catalog.Certificate `json:"certificate"`
 }

@@ -183,6 +183,73 @@ func (k *Keeper) gatherHolds(ctx context.Context, in *Inputs) error {
 	return nil
 }
 
+// gatherPassed finds, in each lane of the WAL, the first file that shows that a span's
+// end is past: replay stops at the first commit behind a moment, and needs nothing
+// after it. Where too many files tell no time, more stays than is needed.
+func (k *Keeper) gatherPassed(ctx context.Context, in *Inputs) error {
+	lanes := map[lane][]catalog.WALEntry{}
+	for _, f := range in.WAL {
+		if f.From < f.To {
+			at := lane{f.Epoch, f.Timeline}
+			lanes[at] = append(lanes[at], f.WALEntry)
+		}
+	}
+	for _, h := range in.Holds {
+		if h.Kind != catalog.HoldSpan {
+			continue
+		}
+		for _, list := range lanes {
+			if err := k.passed(ctx, in, list, h.To); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// maxSilent is how many files without a time are looked at behind one another.
+const maxSilent = 16
+
+func (k *Keeper) passed(ctx context.Context, in *Inputs, list []catalog.WALEntry, at time.Time) error {
+	var found *catalog.WAL
+	for from, to := 0, len(list); from < to; {
+		mid := (from + to) / 2
+		i, w, err := k.telling(ctx, list[mid:min(to, mid+maxSilent)])
+		switch {
+		case err != nil:
+			return fmt.Errorf("looking for the end of a span on hold: %w", err)
+		case w == nil && to <= mid+maxSilent:
+			to = mid
+		case w != nil && told(*w).After(at):
+			found, to = w, mid
+		default:
+			from = mid + i + 1
+		}
+	}
+	if found != nil {
+		in.Passed = append(in.Passed, Passed{Branch{found.SystemID, found.Timeline}, found.To, told(*found)})
+	}
+	return nil
+}
+
+// told is the latest time that a file's note tells.
+func told(w catalog.WAL) time.Time { return later(w.LastTime, w.ServerTime) }
+
+// telling is the first of some files whose note tells a time, and its place; the last
+// place and nil where none does.
+func (k *Keeper) telling(ctx context.Context, list []catalog.WALEntry) (int, *catalog.WAL, error) {
+	for i := range list {
+		notes, _, err := k.Catalog.WALNotes(ctx, k.Cluster, list[i:i+1])
+		if err != nil {
+			return i, nil, err
+		}
+		if len(notes) == 1 && !told(notes[0].Body).IsZero() {
+			return i, &notes[0].Body, nil
+		}
+	}
+	return len(list) - 1, nil, nil
+}
+
 // concerns says whether a hold is on a tombstone's project.
 func concerns(h catalog.Hold, t catalog.Tombstone) bool {
 	return h.Kind == catalog.HoldProject && h.KeyMAC == t.KeyMAC && h.DigestEpoch == t.DigestEpoch

@@ -213,3 +213,31 @@ func TestAHoldOnAProjectSuspendsItsPurge(t *testing.T) { // R7 of the anchors
 		t.Errorf("released: %+v", one)
 	}
 }
+
+// The notes of WAL say where a span's end is: one file is enough, and what tells no
+// time is none.
+func TestTheEndOfASpanIsFoundInTheNotesOfItsWAL(t *testing.T) {
+	r := newRig(t, Policy{Window: day})
+	for _, d := range []time.Duration{3 * day, 26 * time.Hour, 0} {
+		r.take(ago(d))
+	}
+	for h := 1; h < 40; h++ {
+		from := place(3*day) + lsn.LSN(h)*seg
+		w := catalog.WAL{Cluster: "main", Epoch: 1, Timeline: 1, SystemID: "sys", From: from, To: from + seg, LastTime: noon.Add(-3*day + time.Duration(h)*time.Hour)}
+		if h%2 == 0 {
+			w.LastTime = time.Time{}
+		}
+		r.note(catalog.WALNoteName("main", 1, 1, uint64(from), uint64(from+seg), "0123abcd"), catalog.KindWAL, w)
+	}
+	r.settle()
+	r.hold(catalog.Hold{Kind: catalog.HoldSpan, From: noon.Add(-70 * time.Hour), To: noon.Add(-60 * time.Hour)})
+	in, err := r.keeper.Gather(t.Context())
+	noErr(t, err)
+	if end := place(3*day) + 14*seg; len(in.Passed) != 1 || in.Passed[0].LSN != end || in.Passed[0].SystemID != "sys" {
+		t.Fatalf("the span is past at %+v, want %s", in.Passed, end)
+	}
+	p := plan(t, in)
+	if got := walTable(p.WAL); !strings.Contains(got, "(13) hold ") || !strings.Contains(got, "(26) no snapshot and no window needs it") {
+		t.Errorf("13 files of the span stay, and those behind it go:\n%s", got)
+	}
+}

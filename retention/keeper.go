@@ -149,7 +149,10 @@ func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
 	if err := k.gatherHolds(ctx, &in); err != nil {
 		return in, err
 	}
-	return in, k.gatherWAL(ctx, &in)
+	if err := k.gatherWAL(ctx, &in); err != nil {
+		return in, err
+	}
+	return in, k.gatherPassed(ctx, &in)
 }
 
 func incomplete[T any](in *Inputs, what string, n catalog.Notes[T]) {

@@ -89,6 +89,9 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 	if err != nil {
 		return nil, scheduler.Cancel(err)
 	}
+	if err := n.tellHolds(ctx, o.Cluster); err != nil {
+		return nil, err
+	}
 	out := applied{Swept: []retention.Swept{}, Marked: []string{}}
 	if out.Plan, err = k.Plan(ctx, o.Force); err != nil {
 		return nil, err
@@ -151,6 +154,7 @@ func (n *node) serveKeeping(s *server.Server) {
 		}
 		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force}, nil))
 	})
+	n.serveHolds(s)
 	n.serveProjects(s)
 }
 
@@ -236,7 +240,9 @@ func keepFault(err error) error {
 	switch {
 	case errors.Is(err, retention.ErrConfirm):
 		return &fault{exit: exitRefused, err: err, remedy: "type the project's id or name, or give --yes"}
-	case errors.Is(err, retention.ErrRefused):
+	case errors.Is(err, retention.ErrOnHold):
+		return &fault{exit: exitRefused, err: err, remedy: "`holdfast hold list` shows it; it forbids this until `holdfast hold release ID`"}
+	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold):
 		return &fault{exit: exitRefused, err: err}
 	}
 	return err
