@@ -246,7 +246,7 @@ func (p *planner) keepTiers() {
 		for _, t := range p.Policy.tiers() {
 			last, left := "", t.count
 			for i := len(good) - 1; i >= 0 && left > 0; i-- {
-				if b := t.bucket(good[i].FinishedAt.UTC()); b != last {
+				if b := t.bucket(good[i].FinishedAt.In(p.Policy.zone())); b != last {
 					p.keep(good[i].ID, "%s: %s", t.name, b)
 					last = b
 					left--

@@ -50,8 +50,12 @@ func (l keepLedger) AppendAnchored(ctx context.Context, typ string, subject map[
 
 // policyOf converts a configured policy.
 func policyOf(r configs.Retention) retention.Policy {
+	zone, err := time.LoadLocation(r.TimeZone)
+	if err != nil { // refused with the configuration
+		zone = time.UTC
+	}
 	return retention.Policy{
-		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly,
+		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly, Zone: zone,
 		KeepAtLeast: r.KeepAtLeast.Std(), KeepAtMost: r.KeepAtMost.Std(), RemovalGrace: r.RemovalGrace.Std(), RenewAfter: r.RenewAfter.Std(),
 		Lead: min(10*time.Minute, r.KeepAtMost.Std()/20),
 	}
