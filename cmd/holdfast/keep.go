@@ -152,6 +152,7 @@ func (n *node) tellPlan(ctx context.Context, p retention.Plan) {
 
 func (n *node) serveKeeping(s *server.Server) {
 	server.Serve(s, opRetentionPlan, n.retentionPlan)
+	server.Serve(s, opRetentionSimulate, n.retentionSimulate)
 	server.Serve(s, opRetentionApply, func(ctx context.Context, in retentionIn) (jobRef, error) {
 		if _, err := n.cluster(in.Cluster); err != nil {
 			return jobRef{}, err
@@ -176,7 +177,7 @@ func (e *env) retentionCommand() *cobra.Command {
 		return e.applyRetention(c.Context(), args[0], force)
 	}}
 	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
-	cmd.AddCommand(plan, apply)
+	cmd.AddCommand(plan, apply, e.simulateCommand())
 	return cmd
 }
 
@@ -246,6 +247,8 @@ func keepFault(err error) error {
 		return &fault{exit: exitRefused, err: err, remedy: "type the project's id or name, or give --yes"}
 	case errors.Is(err, retention.ErrOnHold):
 		return &fault{exit: exitRefused, err: err, remedy: "`holdfast hold list` shows it; it forbids this until `holdfast hold release ID`"}
+	case errors.Is(err, retention.ErrSimulate):
+		return &fault{exit: exitRefused, err: err, remedy: "`holdfast zone list` shows which zones are away; --from-nothing begins without them"}
 	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold):
 		return &fault{exit: exitRefused, err: err}
 	}
