@@ -1,10 +1,7 @@
 package retention
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"regexp"
 	"slices"
 	"time"
@@ -56,39 +53,10 @@ func (a *advance) read(ctx context.Context) error {
 		}
 	}
 	a.found = c
-	return errors.Join(a.readHeld(ctx), ctx.Err())
-}
-
-// readHeld finds what snapshots on hold need, in whichever directory it lies.
-func (a *advance) readHeld(ctx context.Context) error {
-	c := a.found
-	c.plan.keepHolds()
-	c.held = map[string][]string{}
-	for _, s := range c.plan.Snapshots {
-		if len(c.plan.held[s.ID]) == 0 {
-			continue
-		}
-		body, err := a.Store.Get(ctx, s.Objects.Name, s.Objects.Size, s.Objects.SHA256)
-		if err != nil {
-			return fmt.Errorf("reading what snapshot %s needs: %w", s.ID, err)
-		}
-		refs, err := catalog.DecodeObjects(bytes.NewReader(body))
-		if err != nil {
-			return fmt.Errorf("reading what snapshot %s needs: %w", s.ID, err)
-		}
-		for _, name := range append([]string{s.Objects.Name, catalog.SnapshotName(a.Cluster, s.ID)}, names(refs)...) {
-			c.held[name] = append(c.held[name], c.plan.why[s.ID]...)
-		}
+	if c.held, err = a.heldNames(ctx, c.plan); err != nil {
+		return err
 	}
-	return nil
-}
-
-func names(refs []catalog.Ref) []string {
-	out := make([]string, len(refs))
-	for i, r := range refs {
-		out[i] = r.Name
-	}
-	return out
+	return ctx.Err()
 }
 
 // holdsOn are the holds that keep an object.

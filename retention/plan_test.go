@@ -158,7 +158,7 @@ func TestPoliciesByTable(t *testing.T) {
 		"days of a time zone, on the day that clocks are put forward": { // 2026-03-08 in New York has 23 hours
 			policy: Policy{Daily: 3, KeepAtLeast: time.Second, Zone: newYork},
 			snaps: []catalog.Snapshot{
-				endedAt("2026-03-08T04:59:00Z"), // 23:59 the day before
+				endedAt("2026-03-08T04:59:00Z"),                                  // 23:59 the day before
 				endedAt("2026-03-08T05:00:00Z"), endedAt("2026-03-09T03:59:00Z"), // its first and last minute
 				endedAt("2026-03-09T04:00:00Z"), ago(0),
 			}, want: `

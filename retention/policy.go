@@ -108,3 +108,6 @@ func (p Policy) tiers() []tier {
 		{"yearly", p.Yearly, func(t time.Time) string { return t.Format("2006") }},
 	}
 }
+
+// Floor is how long a snapshot stays at least.
+func (p Policy) Floor() time.Duration { return p.floor() }

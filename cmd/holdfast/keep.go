@@ -153,6 +153,7 @@ func (n *node) tellPlan(ctx context.Context, p retention.Plan) {
 func (n *node) serveKeeping(s *server.Server) {
 	server.Serve(s, opRetentionPlan, n.retentionPlan)
 	server.Serve(s, opRetentionSimulate, n.retentionSimulate)
+	server.Serve(s, opRetentionReport, n.retentionReport)
 	server.Serve(s, opRetentionApply, func(ctx context.Context, in retentionIn) (jobRef, error) {
 		if _, err := n.cluster(in.Cluster); err != nil {
 			return jobRef{}, err
@@ -177,7 +178,7 @@ func (e *env) retentionCommand() *cobra.Command {
 		return e.applyRetention(c.Context(), args[0], force)
 	}}
 	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
-	cmd.AddCommand(plan, apply, e.simulateCommand())
+	cmd.AddCommand(plan, apply, e.simulateCommand(), e.reportCommand())
 	return cmd
 }
 
