@@ -52,6 +52,7 @@ type Retention struct {
 	KeepAtLeast  Duration `yaml:"keep_at_least" min:"1s" doc:"No snapshot goes earlier; left out: the window."`
 	KeepAtMost   Duration `yaml:"keep_at_most" default:"400d" min:"1m" doc:"No byte stays longer, in any zone."`
 	RemovalGrace Duration `yaml:"removal_grace" default:"24h" doc:"Between the mark and the removal of its objects: longer than the longest restore."`
+	Approve      bool     `yaml:"approve_shorter" default:"false" doc:"A changed policy that keeps less removes nothing before a person has approved the change."`
 	RenewAfter   Duration `yaml:"renew_after" min:"1s" doc:"Pages in packs older than this are copied afresh; left out: a quarter of keep_at_most, 30d at most."`
 }
 

@@ -56,12 +56,17 @@ type Keeper struct {
 	Now       func() time.Time
 	IntentAge time.Duration
 	MaxShare  float64
+	// ApproveShorter refuses plans by a policy that keeps less than the one applied
+	// last, until Approved is the hash of the change.
+	ApproveShorter bool
+	Approved       string
 }
 
 // state is what a Keeper remembers.
 type state struct {
-	Last  time.Time            `json:"last,omitzero"`   // when a plan was last carried out
-	Swept map[string]time.Time `json:"swept,omitempty"` // marks of which nothing is left
+	Last   time.Time            `json:"last,omitzero"`    // when a plan was last carried out
+	Policy *Terms               `json:"policy,omitempty"` // by which it was
+	Swept  map[string]time.Time `json:"swept,omitempty"`  // marks of which nothing is left
 	// Waits are marks of which only what other snapshots need is left, with the
 	// snapshots that stayed then: while these do, there is nothing to look for.
 	Waits map[string]string `json:"waits,omitempty"`
@@ -101,6 +106,14 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	st, err := k.load()
+	if err != nil {
+		return Plan{}, err
+	}
+	if in.Change, err = k.change(in, st.Policy); err != nil {
+		return Plan{}, err
+	}
+	in.Unapproved = in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 && in.Change.Hash != k.Approved
 	in.Force = force
 	return MakePlan(in)
 }

@@ -37,6 +37,9 @@ type Inputs struct {
 	MaxShare  float64       // of the snapshots may go at once; 0: a half
 	Force     bool          // whatever MaxShare says
 
+	Change     *Change // of the policy since the last plan was carried out
+	Unapproved bool    // and it must be approved first
+
 	spared []string // marked snapshots on which a hold ended less than a grace ago
 }
 
@@ -59,6 +62,7 @@ type Plan struct {
 	// Refused says why the plan must not be carried out; empty: it may.
 	Refused []string `json:"refused"`
 	Forced  bool     `json:"forced,omitempty"`
+	Change  *Change  `json:"policy_change,omitempty"` // since the last plan that was carried out
 }
 
 // Decision is about one snapshot.
@@ -109,7 +113,7 @@ func MakePlan(in Inputs) (Plan, error) {
 	p := newPlanner(in)
 	p.plan = Plan{
 		Cluster: in.Cluster, Now: p.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
-		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force,
+		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change,
 	}
 	p.guard()
 	if len(p.plan.Refused) > 0 {

@@ -27,6 +27,7 @@ var (
 type retentionIn struct {
 	Cluster string `path:"cluster"`
 	Force   bool   `query:"force" doc:"Also where the plan removes more than its share."`
+	Approve string `query:"approve" doc:"The hash of a change of the policy, by which it may keep less."`
 }
 
 // applied is what one run of retention did.
@@ -71,6 +72,7 @@ func (w *world) keeper(cluster string) (*retention.Keeper, error) {
 		Cluster: cluster, Policy: policyOf(c.Retention), Catalog: w.catalog, Store: w.vault.Writer(), Remover: w.vault.Remover(),
 		Signer: w.signer, Index: w.index, State: w.state("retention-" + cluster + ".json"), Now: w.now,
 	}
+	k.ApproveShorter = c.Retention.Approve
 	if w.holder != nil {
 		k.Ledger = keepLedger{w.holder.node}
 	}
@@ -96,6 +98,7 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 	if err := n.tellHolds(ctx, o.Cluster); err != nil {
 		return nil, err
 	}
+	k.Approved = o.Approve
 	out := applied{Swept: []retention.Swept{}, Marked: []string{}}
 	if out.Plan, err = k.Plan(ctx, o.Force); err != nil {
 		return nil, err
@@ -158,7 +161,7 @@ func (n *node) serveKeeping(s *server.Server) {
 		if _, err := n.cluster(in.Cluster); err != nil {
 			return jobRef{}, err
 		}
-		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force}, nil))
+		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force, Approve: in.Approve}, nil))
 	})
 	n.serveHolds(s)
 	n.serveProjects(s)
@@ -174,17 +177,19 @@ func (e *env) retentionCommand() *cobra.Command {
 		return e.print(p, func(out io.Writer) { retentionText(out, p) })
 	}}
 	var force bool
+	var approve string
 	apply := &cobra.Command{Use: "apply CLUSTER", Short: "Mark what goes, and remove what was marked before the grace", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		return e.applyRetention(c.Context(), args[0], force)
+		return e.applyRetention(c.Context(), retentionIn{args[0], force, approve})
 	}}
 	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
+	apply.Flags().StringVar(&approve, "approve", "", "the `HASH` of a change of the policy that keeps less, as the plan shows it")
 	cmd.AddCommand(plan, apply, e.simulateCommand(), e.reportCommand())
 	return cmd
 }
 
-func (e *env) applyRetention(ctx context.Context, cluster string, force bool) error {
-	in := retentionIn{Cluster: cluster, Force: force}
-	out, err := act(ctx, e, opRetentionApply, in, jobRetention, cluster, order{Cluster: cluster, Human: true, Force: force}, "retention of "+cluster)
+func (e *env) applyRetention(ctx context.Context, in retentionIn) error {
+	cluster := in.Cluster
+	out, err := act(ctx, e, opRetentionApply, in, jobRetention, cluster, order{Cluster: cluster, Human: true, Force: in.Force, Approve: in.Approve}, "retention of "+cluster)
 	if err != nil {
 		return err
 	}
@@ -226,6 +231,13 @@ func retentionText(out io.Writer, p retention.Plan) {
 		fmt.Fprintf(out, "  %-5s WAL %s to %s (lineage %d, timeline %d, %d files)  %s\n", verb(w.Keep), w.From, w.To, w.Epoch, w.Timeline, w.Files, strings.Join(w.Reasons, "; "))
 	}
 	fmt.Fprintf(out, "window from %s on\n", clock(p.Window.From))
+	if c := p.Change; c != nil {
+		fmt.Fprintf(out, "POLICY CHANGED since the last plan that was carried out (change %s)\n", c.Hash)
+		for _, s := range c.Shorter {
+			fmt.Fprintln(out, "  it keeps less:", s)
+		}
+		fmt.Fprintf(out, "  because of it go now: %s, %s of WAL %s\n", count(len(c.Goes), "snapshot"), count(c.WAL, "file"), strings.Join(c.Goes, " "))
+	}
 	for _, o := range p.OverRetained {
 		fmt.Fprintf(out, "OVER-RETAINED %s since %s: %s; needs %s\n", o.ID, clock(o.Since), strings.Join(o.Because, "; "), strings.Join(o.Needs, ", "))
 	}
