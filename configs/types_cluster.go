@@ -42,7 +42,7 @@ type WAL struct {
 }
 
 // Retention is a floor and a ceiling. Counts keep the newest snapshot of each
-// of the last n hours, days, ISO weeks, months and years (UTC).
+// of the last n hours, days, ISO weeks, months and years of time_zone.
 type Retention struct {
 	Window       Duration `yaml:"window" default:"7d" min:"1s" doc:"Every moment of this span can be restored."`
 	Hourly       int      `yaml:"hourly" default:"0" min:"0" doc:"Hours of which the last snapshot is kept."`
@@ -50,9 +50,11 @@ type Retention struct {
 	Weekly       int      `yaml:"weekly" default:"0" min:"0" doc:"Weeks of which the last snapshot is kept."`
 	Monthly      int      `yaml:"monthly" default:"0" min:"0" doc:"Months of which the last snapshot is kept."`
 	Yearly       int      `yaml:"yearly" default:"0" min:"0" doc:"Years of which the last snapshot is kept."`
+	TimeZone     string   `yaml:"time_zone" default:"UTC" doc:"Where days, weeks, months and years of the counts begin: a name of the tz database."`
 	KeepAtLeast  Duration `yaml:"keep_at_least" min:"1s" doc:"No snapshot goes earlier; left out: the window."`
 	KeepAtMost   Duration `yaml:"keep_at_most" default:"400d" min:"1m" doc:"No byte stays longer, in any zone."`
 	RemovalGrace Duration `yaml:"removal_grace" default:"24h" doc:"Between the mark and the removal of its objects: longer than the longest restore."`
+	Approve      bool     `yaml:"approve_shorter" default:"false" doc:"A changed policy that keeps less removes nothing before a person has approved the change."`
 	RenewAfter   Duration `yaml:"renew_after" min:"1s" doc:"Pages in packs older than this are copied afresh; left out: a quarter of keep_at_most, 30d at most."`
 }
 

@@ -80,6 +80,9 @@ func (d *decoder) checkWAL(w *WAL, field string) {
 }
 
 func (d *decoder) checkRetention(r *Retention, field string) {
+	if _, err := time.LoadLocation(r.TimeZone); err != nil || r.TimeZone == "Local" {
+		d.at(field+".time_zone", quote(r.TimeZone), "a name of the tz database, such as UTC or Europe/Rome")
+	}
 	if d.bad[field+".keep_at_most"] {
 		return
 	}

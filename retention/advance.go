@@ -30,9 +30,10 @@ type Purge struct {
 	RequestedAt  time.Time            `json:"requested_at"`
 	Deadline     time.Time            `json:"deadline"`
 	Overdue      bool                 `json:"overdue"`
-	LastCopyEnds time.Time            `json:"last_copy_ends_at,omitzero"`
-	Waiting      []string             `json:"waiting,omitempty"` // tables in live that must yet be vacuumed
-	Reappeared   bool                 `json:"reappeared"`        // the key is in use again, after live was seen without it
+	LastCopyEnds time.Time            `json:"last_copy_ends_at,omitzero"` // zero where a hold keeps one: nobody knows
+	Waiting      []string             `json:"waiting,omitempty"`          // tables in live that must yet be vacuumed
+	Reappeared   bool                 `json:"reappeared"`                 // the key is in use again, after live was seen without it
+	SuspendedBy  []string             `json:"suspended_by,omitempty"`     // holds on the project: no certificate before they are released
 	Zones        []PurgeZone          `json:"zones"`
 	Certificate  *catalog.Certificate `json:"certificate"`
 }
@@ -115,6 +116,15 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 	one := Purge{
 		Project: t.ID, Cluster: t.Cluster, State: PurgeRequested, RequestedAt: t.RequestedAt, Deadline: t.Deadline,
 		Overdue: a.Now().After(t.Deadline), Zones: []PurgeZone{},
+	}
+	if err := a.read(ctx); err != nil {
+		return one, err
+	}
+	for _, h := range a.found.plan.Holds {
+		if concerns(h.Hold, t) {
+			one.SuspendedBy = append(one.SuspendedBy, h.Text())
+			one.Overdue = false
+		}
 	}
 	if memo := a.mem[t.ID]; !memo.GoneAt.IsZero() {
 		one.State = PurgeResidue

@@ -30,6 +30,13 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 	if err := k.confirm(ctx, p); err != nil {
 		return mark, fmt.Errorf("applying the retention plan of %s: %w", k.Cluster, err)
 	}
+	st, err := k.load()
+	if err == nil {
+		err = k.accept(ctx, &st, p)
+	}
+	if err != nil {
+		return mark, fmt.Errorf("applying the retention plan of %s: %w", k.Cluster, err)
+	}
 	now := k.Now().UTC()
 	m := catalog.Forgotten{
 		Cluster: k.Cluster, ID: now.Format("20060102T150405Z") + "-" + p.Hash[:12], MarkedAt: now,
@@ -52,10 +59,6 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
 		}
 		mark = m
-	}
-	st, err := k.load()
-	if err != nil {
-		return mark, err
 	}
 	st.Last = p.Now
 	if err := k.save(st); err != nil {

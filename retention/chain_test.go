@@ -2,9 +2,9 @@ package retention
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,11 +93,18 @@ func TestWhatAHoldKeptGoesWhenItIsReleased(t *testing.T) {
 	}
 	r.apply()
 	held := ago(9 * day).ID
-	r.keeper.Holds = func(context.Context) ([]Hold, error) { return []Hold{{"h", held, "case"}}, nil }
+	h := r.hold(catalog.Hold{Kind: catalog.HoldSnapshot, Snapshot: held})
 	r.now = noon.Add(day)
 	r.sweep()
 	r.whole(held)
-	r.keeper.Holds = nil
+	if p, err := r.keeper.Plan(t.Context(), false); err != nil || !strings.Contains(table(p.Snapshots), "+ "+held+" hold "+h.ID+": case 7\n") {
+		t.Errorf("a marked snapshot on hold is not planned with: %v\n%s", err, table(p.Snapshots))
+	}
+	_, err := r.keeper.Release(t.Context(), catalog.Released{Hold: h.ID, Reason: "closed", By: "legal"})
+	noErr(t, err)
+	r.now = r.now.Add(23 * time.Hour)
+	r.sweep()
+	r.whole(held) // for restores that began while it was on hold
 	r.now = r.now.Add(time.Hour)
 	r.sweep()
 	if left := r.names(0, "snapshots/"+held); len(left) > 0 {

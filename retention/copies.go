@@ -19,6 +19,7 @@ type copies struct {
 	zones  map[string][]zone.Object
 	faults map[string]error
 	size   int64
+	held   map[string][]string // holds, by the name of what a snapshot on hold needs
 }
 
 func (a *advance) read(ctx context.Context) error {
@@ -34,7 +35,7 @@ func (a *advance) read(ctx context.Context) error {
 		return err
 	}
 	c := &copies{
-		plan:  &planner{Inputs: in, timelines: map[string][]uint32{}, systems: map[int]string{}},
+		plan:  newPlanner(in),
 		begun: all.Begun, zones: map[string][]zone.Object{}, faults: map[string]error{}, size: 16 << 20,
 	}
 	for _, s := range all.All {
@@ -52,7 +53,23 @@ func (a *advance) read(ctx context.Context) error {
 		}
 	}
 	a.found = c
+	if c.held, err = a.heldNames(ctx, c.plan); err != nil {
+		return err
+	}
 	return ctx.Err()
+}
+
+// holdsOn are the holds that keep an object.
+func (c *copies) holdsOn(name string) []string {
+	if why := c.held[name]; len(why) > 0 {
+		return why
+	}
+	f, ok := parseWALObject(name, c.size)
+	if !ok {
+		return nil
+	}
+	system, _ := c.plan.system(f.Epoch)
+	return c.plan.spanReasons(system, f.Timeline, f.From, f.To)
 }
 
 // count counts, for each zone, the versions of objects that may hold a project
@@ -61,38 +78,63 @@ func (a *advance) count(ctx context.Context, one *Purge, absent catalog.Absent, 
 	if err := a.read(ctx); err != nil {
 		return err
 	}
-	c := a.found
-	for _, name := range sortedKeys(c.zones) {
-		z := PurgeZone{Name: name, BlockedBy: []string{}}
-		if err := c.faults[name]; err != nil {
-			z.BlockedBy = append(z.BlockedBy, "the zone did not answer: "+err.Error())
-		}
-		by := map[string]bool{}
-		for _, o := range c.zones[name] {
-			if z.versions++; o.Marker || (seen && c.clean(a.Cluster, o, absent)) {
-				continue
-			}
-			if z.Copies++; z.oldest.IsZero() || o.Modified.Before(z.oldest) {
-				z.oldest = o.Modified
-			}
-			z.LastEnds = later(z.LastEnds, a.endOf(o))
-			if id, ok := holdingID(a.Cluster, o.Name); ok {
-				by["snapshot "+id] = true
-			} else {
-				by["WAL"] = true
-			}
-			if o.LockedUntil.After(a.Now()) {
-				by["lock until "+stamp(o.LockedUntil)] = true
-			}
-		}
-		z.BlockedBy = append(z.BlockedBy, sortedKeys(by)...)
+	held := false // then nobody knows when the last copy ends
+	for _, name := range sortedKeys(a.found.zones) {
+		z, kept := a.countZone(name, one.SuspendedBy, absent, seen)
+		held = held || kept
 		one.LastCopyEnds = later(one.LastCopyEnds, z.LastEnds)
 		one.Zones = append(one.Zones, z)
 	}
 	if !seen && a.Policy.KeepAtMost > 0 { // snapshots yet to be taken will hold it
 		one.LastCopyEnds = later(one.LastCopyEnds, a.ends(a.Now()))
 	}
+	if held {
+		one.LastCopyEnds = time.Time{}
+	}
 	return nil
+}
+
+// countZone counts in one zone; held says that a hold keeps some of it.
+func (a *advance) countZone(name string, suspended []string, absent catalog.Absent, seen bool) (z PurgeZone, held bool) {
+	c := a.found
+	z = PurgeZone{Name: name, BlockedBy: slices.Clone(suspended)}
+	if err := c.faults[name]; err != nil {
+		z.BlockedBy = append(z.BlockedBy, "the zone did not answer: "+err.Error())
+	}
+	held = len(suspended) > 0
+	by := map[string]bool{}
+	for _, o := range c.zones[name] {
+		if z.versions++; o.Marker || (seen && c.clean(a.Cluster, o, absent)) {
+			continue
+		}
+		if z.Copies++; z.oldest.IsZero() || o.Modified.Before(z.oldest) {
+			z.oldest = o.Modified
+		}
+		z.LastEnds = later(z.LastEnds, a.endOf(o))
+		if id, ok := holdingID(a.Cluster, o.Name); ok {
+			by["snapshot "+id] = true
+		} else {
+			by["WAL"] = true
+		}
+		for _, why := range c.holdsOn(o.Name) {
+			by[why], held = true, true
+		}
+		if o.LockedUntil.After(a.Now()) {
+			by["lock until "+stamp(o.LockedUntil)] = true
+		}
+	}
+	for _, why := range sortedKeys(by) {
+		if !slices.Contains(z.BlockedBy, why) {
+			z.BlockedBy = append(z.BlockedBy, why)
+		}
+	}
+	if held {
+		z.LastEnds = time.Time{}
+	}
+	if z.BlockedBy == nil {
+		z.BlockedBy = []string{}
+	}
+	return z, held
 }
 
 func later(a, b time.Time) time.Time {

@@ -3,6 +3,7 @@ package retention
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
@@ -16,6 +17,9 @@ func (p *planner) refuse(format string, args ...any) {
 func (p *planner) guard() {
 	if !p.Complete {
 		p.refuse("the listing is not complete: %v", p.Missing)
+	}
+	if p.Unapproved {
+		p.refuse("the policy keeps less than the one before (%s), and that is to be approved: look at what goes, and apply it with --approve %s", strings.Join(p.Change.Shorter, "; "), p.Change.Hash)
 	}
 	latest := slices.MaxFunc(append(p.Snapshots, catalog.Snapshot{}), func(a, b catalog.Snapshot) int { return a.FinishedAt.Compare(b.FinishedAt) })
 	seen := latest.FinishedAt

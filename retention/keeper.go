@@ -56,14 +56,17 @@ type Keeper struct {
 	Now       func() time.Time
 	IntentAge time.Duration
 	MaxShare  float64
-	// Holds lists the holds in force; nil: there are none.
-	Holds func(ctx context.Context) ([]Hold, error)
+	// ApproveShorter refuses plans by a policy that keeps less than the one applied
+	// last, until Approved is the hash of the change.
+	ApproveShorter bool
+	Approved       string
 }
 
 // state is what a Keeper remembers.
 type state struct {
-	Last  time.Time            `json:"last,omitzero"`   // when a plan was last carried out
-	Swept map[string]time.Time `json:"swept,omitempty"` // marks of which nothing is left
+	Last   time.Time            `json:"last,omitzero"`    // when a plan was last carried out
+	Policy *Terms               `json:"policy,omitempty"` // by which it was
+	Swept  map[string]time.Time `json:"swept,omitempty"`  // marks of which nothing is left
 	// Waits are marks of which only what other snapshots need is left, with the
 	// snapshots that stayed then: while these do, there is nothing to look for.
 	Waits map[string]string `json:"waits,omitempty"`
@@ -103,6 +106,14 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	st, err := k.load()
+	if err != nil {
+		return Plan{}, err
+	}
+	if in.Change, err = k.change(in, st.Policy); err != nil {
+		return Plan{}, err
+	}
+	in.Unapproved = in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 && in.Change.Hash != k.Approved
 	in.Force = force
 	return MakePlan(in)
 }
@@ -148,12 +159,13 @@ func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
 	in.Proofs = proofs.Bodies()
 	incomplete(&in, "marks", marks)
 	incomplete(&in, "proofs", proofs)
-	if k.Holds != nil {
-		if in.Holds, err = k.Holds(ctx); err != nil {
-			return in, fmt.Errorf("reading holds: %w", err)
-		}
+	if err := k.gatherHolds(ctx, &in); err != nil {
+		return in, err
 	}
-	return in, k.gatherWAL(ctx, &in)
+	if err := k.gatherWAL(ctx, &in); err != nil {
+		return in, err
+	}
+	return in, k.gatherPassed(ctx, &in)
 }
 
 func incomplete[T any](in *Inputs, what string, n catalog.Notes[T]) {

@@ -13,13 +13,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
 
-// Hold keeps a snapshot, and exactly the WAL that it needs, whatever the policy.
-type Hold struct {
-	ID       string `json:"id"`
-	Snapshot string `json:"snapshot"`
-	Why      string `json:"why"`
-}
-
 // Inputs are all that a plan follows from.
 type Inputs struct {
 	Cluster string
@@ -36,12 +29,18 @@ type Inputs struct {
 	Histories map[Branch][]lsn.Switch // of timelines after the first, as far as known
 	Proofs    []catalog.Proof
 	Holds     []Hold
+	Passed    []Passed // places that tell spans on hold where to end
 
 	Complete  bool          // nothing that was ever acknowledged is missing above
 	Missing   []string      // why not
 	IntentAge time.Duration // an older intent is garbage; 0: 72 h
 	MaxShare  float64       // of the snapshots may go at once; 0: a half
 	Force     bool          // whatever MaxShare says
+
+	Change     *Change // of the policy since the last plan was carried out
+	Unapproved bool    // and it must be approved first
+
+	spared []string // marked snapshots on which a hold ended less than a grace ago
 }
 
 // Branch is one timeline of one database system.
@@ -63,6 +62,7 @@ type Plan struct {
 	// Refused says why the plan must not be carried out; empty: it may.
 	Refused []string `json:"refused"`
 	Forced  bool     `json:"forced,omitempty"`
+	Change  *Change  `json:"policy_change,omitempty"` // since the last plan that was carried out
 }
 
 // Decision is about one snapshot.
@@ -110,14 +110,10 @@ func MakePlan(in Inputs) (Plan, error) {
 	if err := in.Policy.Check(); err != nil {
 		return Plan{}, err
 	}
-	in.Now = in.Now.UTC()
-	in.WAL = sortFiles(in.WAL)
-	in.Snapshots = slices.Clone(in.Snapshots)
-	slices.SortStableFunc(in.Snapshots, older)
-	p := &planner{Inputs: in, why: map[string][]string{}, must: map[string]bool{}, timelines: map[string][]uint32{}, systems: map[int]string{}}
+	p := newPlanner(in)
 	p.plan = Plan{
-		Cluster: in.Cluster, Now: in.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
-		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force,
+		Cluster: in.Cluster, Now: p.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
+		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change,
 	}
 	p.guard()
 	if len(p.plan.Refused) > 0 {
@@ -127,7 +123,8 @@ func MakePlan(in Inputs) (Plan, error) {
 	p.keepFloor()
 	p.keepWindow()
 	p.keepTiers()
-	p.keepNamed()
+	p.keepHolds()
+	p.keepBuiltOn()
 	p.decide()
 	p.judgeIntents()
 	p.judgeWAL()
@@ -147,10 +144,24 @@ type planner struct {
 	plan  Plan
 	why   map[string][]string // reasons to keep, by snapshot
 	must  map[string]bool     // kept beyond the ceiling as well
+	held  map[string][]string // ids of holds, by snapshot
 	bases []base              // what the window begins at
+	spans []span              // what holds need of the WAL
 
 	timelines map[string][]uint32 // that were found, by system
 	systems   map[int]string      // by epoch
+}
+
+// newPlanner sorts what a plan follows from.
+func newPlanner(in Inputs) *planner {
+	in.Now = in.Now.UTC()
+	in.WAL = sortFiles(in.WAL)
+	in.Snapshots = slices.Clone(in.Snapshots)
+	slices.SortStableFunc(in.Snapshots, older)
+	return &planner{
+		Inputs: in, why: map[string][]string{}, must: map[string]bool{}, held: map[string][]string{},
+		timelines: map[string][]uint32{}, systems: map[int]string{},
+	}
 }
 
 // keep gives a reason that ends at the ceiling.
@@ -239,7 +250,7 @@ func (p *planner) keepTiers() {
 		for _, t := range p.Policy.tiers() {
 			last, left := "", t.count
 			for i := len(good) - 1; i >= 0 && left > 0; i-- {
-				if b := t.bucket(good[i].FinishedAt.UTC()); b != last {
+				if b := t.bucket(good[i].FinishedAt.In(p.Policy.zone())); b != last {
 					p.keep(good[i].ID, "%s: %s", t.name, b)
 					last = b
 					left--
@@ -249,11 +260,8 @@ func (p *planner) keepTiers() {
 	}
 }
 
-// keepNamed keeps what holds and unfinished snapshots name.
-func (p *planner) keepNamed() {
-	for _, h := range p.Holds {
-		p.insist(h.Snapshot, "hold %s: %s", h.ID, h.Why)
-	}
+// keepBuiltOn keeps what unfinished snapshots name.
+func (p *planner) keepBuiltOn() {
 	for _, in := range p.Intents {
 		if in.Base != "" && p.alive(in) {
 			p.insist(in.Base, "snapshot %s, which is being taken, builds on it", in.ID)

@@ -36,6 +36,25 @@ func ago(d time.Duration, change ...func(*catalog.Snapshot)) catalog.Snapshot {
 	return s
 }
 
+// endedAt is a snapshot that ended at a time.
+func endedAt(text string) catalog.Snapshot {
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		panic(err)
+	}
+	return ago(noon.Sub(t))
+}
+
+var newYork, auckland = located("America/New_York"), located("Pacific/Auckland")
+
+func located(name string) *time.Location {
+	zone, err := time.LoadLocation(name)
+	if err != nil {
+		panic(err)
+	}
+	return zone
+}
+
 func place(d time.Duration) lsn.LSN { return lsn.LSN((1000*day-d)/time.Hour) * seg }
 
 func suspect(s *catalog.Snapshot) { s.Suspect = true }
@@ -136,6 +155,41 @@ func TestPoliciesByTable(t *testing.T) {
 + 0315-1100 newest, though suspect
 `,
 		},
+		"days of a time zone, on the day that clocks are put forward": { // 2026-03-08 in New York has 23 hours
+			policy: Policy{Daily: 3, KeepAtLeast: time.Second, Zone: newYork},
+			snaps: []catalog.Snapshot{
+				endedAt("2026-03-08T04:59:00Z"),                                  // 23:59 the day before
+				endedAt("2026-03-08T05:00:00Z"), endedAt("2026-03-09T03:59:00Z"), // its first and last minute
+				endedAt("2026-03-09T04:00:00Z"), ago(0),
+			}, want: `
+- 0308-0459 no rule keeps it
+- 0308-0500 no rule keeps it
++ 0309-0359 daily: 2026-03-08
++ 0309-0400 daily: 2026-03-09
++ 0315-1200 newest, the window begins at it, daily: 2026-03-15
+`,
+		},
+		"hours of a time zone, when clocks are put back": { // 01:30 is twice on 2025-11-02 in New York
+			policy: Policy{Hourly: 4, KeepAtLeast: time.Second, Zone: newYork},
+			snaps: []catalog.Snapshot{
+				endedAt("2025-11-02T04:30:00Z"), endedAt("2025-11-02T05:30:00Z"), endedAt("2025-11-02T05:40:00Z"), endedAt("2025-11-02T06:30:00Z"), ago(0),
+			}, want: `
++ 1102-0430 hourly: 2025-11-02 00h -0400
+- 1102-0530 no rule keeps it
++ 1102-0540 hourly: 2025-11-02 01h -0400
++ 1102-0630 hourly: 2025-11-02 01h -0500
++ 0315-1200 newest, the window begins at it, hourly: 2026-03-15 08h -0400
+`,
+		},
+		"months and years of a time zone": {
+			policy: Policy{Monthly: 2, Yearly: 2, KeepAtLeast: time.Second, Zone: auckland},
+			snaps:  []catalog.Snapshot{endedAt("2025-12-31T10:59:00Z"), endedAt("2025-12-31T11:00:00Z"), endedAt("2026-02-28T10:59:00Z"), endedAt("2026-02-28T11:00:00Z")}, want: `
++ 1231-1059 yearly: 2025
+- 1231-1100 no rule keeps it
++ 0228-1059 monthly: 2026-02
++ 0228-1100 newest, the window begins at it, monthly: 2026-03, yearly: 2026
+`,
+		},
 		"the newest proven stays, failed proofs prove nothing": {
 			policy: Policy{Daily: 1}, snaps: daily,
 			proofs: []catalog.Proof{{Snapshot: "0307-1200", Outcome: "pass"}, {Snapshot: "0308-1200", Outcome: "pass_with_gaps"}, {Snapshot: "0314-1200", Outcome: "fail"}}, want: `
@@ -152,7 +206,7 @@ func TestPoliciesByTable(t *testing.T) {
 		"the ceiling ends counts, not holds": {
 			policy: Policy{Yearly: 9, Monthly: 99, KeepAtMost: 60 * day, RemovalGrace: day},
 			snaps:  []catalog.Snapshot{ago(90 * day), ago(59 * day), ago(58 * day), ago(0)},
-			holds:  []Hold{{"h1", "1215-1200", "case 7"}}, want: `
+			holds:  []Hold{onSnapshot("h1", "1215-1200", "case 7")}, want: `
 + 1215-1200 monthly: 2025-12, yearly: 2025, hold h1: case 7
 - 0115-1200 no rule keeps it
 + 0116-1200 monthly: 2026-01

@@ -11,9 +11,10 @@ import (
 // Policy is a floor and a ceiling for one cluster. A zero policy keeps everything.
 type Policy struct {
 	Window time.Duration // every moment of it can be restored
-	// Hourly to Yearly are how many hours, days, ISO weeks, months and years (UTC)
-	// that have snapshots keep their newest one.
+	// Hourly to Yearly are how many hours, days, ISO weeks, months and years of Zone
+	// (nil: UTC) that have snapshots keep their newest one.
 	Hourly, Daily, Weekly, Monthly, Yearly int
+	Zone                                   *time.Location
 	KeepAtLeast                            time.Duration // since a snapshot's end; 0: the window
 	KeepAtMost                             time.Duration // of any byte, since it was read from live; 0: no ceiling
 	RemovalGrace                           time.Duration // between the mark and the removal
@@ -27,7 +28,7 @@ type Policy struct {
 
 func (p Policy) zero() bool {
 	q := p
-	q.RemovalGrace, q.RenewAfter, q.Lead = 0, 0, 0
+	q.RemovalGrace, q.RenewAfter, q.Lead, q.Zone = 0, 0, 0, nil
 	return q == Policy{}
 }
 
@@ -78,6 +79,13 @@ func (p Policy) Check() error {
 	return nil
 }
 
+func (p Policy) zone() *time.Location {
+	if p.Zone == nil {
+		return time.UTC
+	}
+	return p.Zone
+}
+
 // tier is one of the counts.
 type tier struct {
 	name   string
@@ -85,12 +93,21 @@ type tier struct {
 	bucket func(time.Time) string
 }
 
+// tiers are the counts by which a moment of Zone falls into an hour, a day, and so on.
+// Where clocks are put back an hour is there twice, and its two are told apart.
 func (p Policy) tiers() []tier {
+	hour := "2006-01-02 15h"
+	if p.zone() != time.UTC {
+		hour += " -0700"
+	}
 	return []tier{
-		{"hourly", p.Hourly, func(t time.Time) string { return t.Format("2006-01-02 15h") }},
+		{"hourly", p.Hourly, func(t time.Time) string { return t.Format(hour) }},
 		{"daily", p.Daily, func(t time.Time) string { return t.Format("2006-01-02") }},
 		{"weekly", p.Weekly, func(t time.Time) string { y, w := t.ISOWeek(); return fmt.Sprintf("%d week %d", y, w) }},
 		{"monthly", p.Monthly, func(t time.Time) string { return t.Format("2006-01") }},
 		{"yearly", p.Yearly, func(t time.Time) string { return t.Format("2006") }},
 	}
 }
+
+// Floor is how long a snapshot stays at least.
+func (p Policy) Floor() time.Duration { return p.floor() }

@@ -196,11 +196,15 @@ func (p *Purger) putNote(ctx context.Context, name, kind string, body any) error
 
 // DeleteInLive deletes a project in live, in one transaction. typed is as in
 // Request; show sees the counts before anything is deleted, and its error ends
-// it. What vacuums live stays live's own.
+// it. What vacuums live stays live's own. The error is ErrOnHold where a hold is on
+// the project.
 func (p *Purger) DeleteInLive(ctx context.Context, conn *pgx.Conn, key, typed string, show func(Preview) error) ([]catalog.Count, error) {
 	v, err := p.Preview(ctx, conn, key)
 	if err == nil && typed != v.ID && typed != v.Name {
 		err = ErrConfirm
+	}
+	if err == nil {
+		err = p.forbidden(ctx, key)
 	}
 	if err == nil && show != nil {
 		err = show(v)

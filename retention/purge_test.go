@@ -121,16 +121,23 @@ func emptyLive(t *testing.T, p *Purger, conn *pgx.Conn) {
 			t.Fatalf("before a vacuum: %+v", one)
 		}
 	}
-	// The statistics of what was deleted may reach the server's books behind those of
-	// the vacuum, and then say until the next one that there are dead rows.
-	one := advanceOne(t, p, conn)
-	for until := time.Now().Add(time.Minute); one.State == PurgeResidue && time.Now().Before(until); one = advanceOne(t, p, conn) {
-		_, err = conn.Exec(t.Context(), `VACUUM`)
-		noErr(t, err)
-	}
+	one := vacuumUntilAbsent(t, p, conn)
 	if one.State != PurgeAgeing || !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.Copies > 0 }) {
 		t.Fatalf("after it: %+v", one)
 	}
+}
+
+// vacuumUntilAbsent vacuums until the server's books have it: the statistics of what was
+// deleted may reach them behind those of the vacuum, and then say until the next one
+// that there are dead rows.
+func vacuumUntilAbsent(t *testing.T, p *Purger, conn *pgx.Conn) Purge {
+	t.Helper()
+	one := advanceOne(t, p, conn)
+	for until := time.Now().Add(time.Minute); one.State == PurgeResidue && time.Now().Before(until); one = advanceOne(t, p, conn) {
+		_, err := conn.Exec(t.Context(), `VACUUM`)
+		noErr(t, err)
+	}
+	return one
 }
 
 // ageOut lets the policy remove what holds the project, with a zone away for a while.

@@ -94,13 +94,15 @@ func newRigWith(t *testing.T, p Policy, other zone.Driver) *rig {
 		r.dirs = append(r.dirs, dir)
 		zones = append(zones, zone.Open(id.Zone, d, id, zone.Options{}))
 	}
-	state := t.TempDir()
-	r.vault, err = vault.Open(vault.Config{Zones: zones, Quorum: 2, State: state, RetryAfter: 5 * time.Millisecond})
+	debts := t.TempDir()
+	r.vault, err = vault.Open(vault.Config{Zones: zones, Quorum: 2, State: debts, RetryAfter: 5 * time.Millisecond})
 	noErr(t, err)
 	r.keeper = &Keeper{
 		Cluster: "main", Policy: p, Catalog: catalog.NewReader(r.vault.Reader(), trust), Store: r.vault.Writer(), Remover: r.vault.Remover(),
 		Ledger: r.book, Signer: r.signer, State: filepath.Join(t.TempDir(), "retention.json"), Now: func() time.Time { return r.now }, MaxShare: 1,
 	}
+	terms := p.Terms()
+	noErr(t, r.keeper.save(state{Policy: &terms})) // it was applied before
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	started := false

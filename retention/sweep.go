@@ -153,8 +153,7 @@ func (s *sweep) read(ctx context.Context, st state) error {
 	if err != nil {
 		return err
 	}
-	p := &planner{Inputs: in, why: map[string][]string{}, must: map[string]bool{}, timelines: map[string][]uint32{}, systems: map[int]string{}}
-	p.WAL = sortFiles(in.WAL)
+	p := newPlanner(in)
 	if p.guard(); len(p.plan.Refused) > 0 {
 		return fmt.Errorf("%w: %s", ErrRefused, strings.Join(p.plan.Refused, "; "))
 	}
@@ -198,6 +197,9 @@ func (s *sweep) staying(p *planner, snaps catalog.Snapshots, going map[string]bo
 	for _, h := range p.Holds {
 		going[h.Snapshot] = false
 	}
+	for _, id := range p.spared {
+		going[id] = false
+	}
 	for _, i := range p.Intents {
 		if p.alive(i) || !going[i.ID] {
 			s.dirs = append(s.dirs, catalog.SnapshotDir(s.Cluster, i.ID))
@@ -223,6 +225,7 @@ func (s *sweep) protectWAL(ctx context.Context, p *planner, kept []catalog.Snaps
 	p.Snapshots = kept
 	slices.SortStableFunc(p.Snapshots, older)
 	p.keepWindow()
+	p.keepHolds()
 	s.judge = p.newJudge(p.Snapshots)
 	s.files, s.spans = map[string]File{}, map[catalog.WALSpan]File{}
 	return s.nameFiles(ctx)

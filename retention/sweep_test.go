@@ -67,10 +67,16 @@ func TestTwoActsRemoveFromEveryZoneAndOnlyAfterTheGrace(t *testing.T) { // D1 to
 	if swept := r.sweep(); len(swept) != 0 {
 		t.Errorf("swept again: %+v", swept)
 	}
-	obs, err := r.keeper.Observed(t.Context())
+	inv, err := r.keeper.Inventory(t.Context())
 	noErr(t, err)
-	if len(obs) != 3 || obs[0].Versions != int64(len(r.names(0, "/snapshots/"))+6) || obs[0].Err != "" {
-		t.Errorf("observed %+v", obs)
+	versions := int64(0)
+	for _, h := range inv.Holdings {
+		if versions += h.Versions; h.TooOld > 0 || h.Oldest.IsZero() || h.Newest.Before(h.Oldest) || len(h.Sample) == 0 {
+			t.Errorf("%+v", h)
+		}
+	}
+	if want := 3 * int64(len(r.names(0, "/snapshots/"))+6); versions != want || len(inv.Faults) > 0 || len(inv.Holdings) != 9 {
+		t.Errorf("%d versions of %d: %+v", versions, want, inv)
 	}
 }
 
@@ -203,8 +209,9 @@ func TestSweepKeepsWhatIsHeldAndWhatIsBuiltOn(t *testing.T) {
 	}
 	r.apply()
 	held, base := ago(9*day).ID, ago(8*day).ID
+	r.now = noon.Add(time.Hour)
+	r.hold(catalog.Hold{Kind: catalog.HoldSnapshot, Snapshot: held})
 	r.now = noon.Add(day)
-	r.keeper.Holds = func(context.Context) ([]Hold, error) { return []Hold{{"h", held, "case"}}, nil }
 	r.note(catalog.IntentName("main", "young"), catalog.KindIntent, catalog.Intent{Cluster: "main", ID: "young", StartedAt: noon, Base: base})
 	r.sweep()
 	for i := range r.dirs {

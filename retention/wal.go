@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -101,7 +102,10 @@ func (p *planner) system(epoch int) (string, bool) {
 }
 
 // ended says whether another system took over before the window began.
-func (p *planner) ended(system string) bool {
+func (p *planner) ended(system string) bool { return p.endedBy(system, p.Now.Add(-p.Policy.Window)) }
+
+// endedBy says whether another system had taken over at a moment.
+func (p *planner) endedBy(system string, at time.Time) bool {
 	last := 0
 	for _, l := range p.Lineages {
 		if l.SystemID == system {
@@ -109,7 +113,7 @@ func (p *planner) ended(system string) bool {
 		}
 	}
 	return last > 0 && slices.ContainsFunc(p.Lineages, func(l catalog.Lineage) bool {
-		return l.Epoch > last && l.SystemID != system && l.ClaimedAt.Before(p.Now.Add(-p.Policy.Window))
+		return l.Epoch > last && l.SystemID != system && l.ClaimedAt.Before(at)
 	})
 }
 
@@ -128,11 +132,7 @@ func (p *planner) keepWindow() {
 		}
 	}
 	for _, system := range systems {
-		all := []leg{}
-		for _, t := range p.branches(system) {
-			all = append(all, leg{t, 0, endless})
-		}
-		first, ok := p.begin(system, all)
+		first, ok := p.begin(system, p.everywhere(system))
 		if !ok {
 			continue
 		}
@@ -165,7 +165,12 @@ func (p *planner) keepBase(b Branch) {
 
 // begin chooses among the good snapshots that lie on legs.
 func (p *planner) begin(system string, legs []leg) (found catalog.Snapshot, ok bool) {
-	since := p.Now.Add(-p.Policy.Window)
+	return p.beginAt(system, legs, p.Now.Add(-p.Policy.Window))
+}
+
+// beginAt is the newest good snapshot on legs that ended by a moment, or the oldest
+// where none did.
+func (p *planner) beginAt(system string, legs []leg, since time.Time) (found catalog.Snapshot, ok bool) {
 	for _, s := range p.good("physical") {
 		on := slices.ContainsFunc(legs, func(l leg) bool {
 			return l.timeline == s.Timeline && s.StopLSN >= l.from && s.StopLSN <= l.to
@@ -262,6 +267,7 @@ func (j *walJudge) reasons(system string, t uint32, from, to lsn.LSN) (reasons [
 	if !reached && len(reasons) == 0 && j.orphan(system, t) {
 		reasons = append(reasons, "no snapshot lies on its timeline's history yet")
 	}
+	reasons = append(reasons, j.spanReasons(system, t, from, to)...)
 	for _, s := range j.kept {
 		if s.SystemID == system && consistent(s, t, from, to) {
 			reasons = append(reasons, "snapshot "+s.ID)

@@ -30,6 +30,7 @@ type catalogDocument struct {
 	Tombstones   int              `json:"tombstones"`
 	Certificates int              `json:"certificates"`
 	Proofs       int              `json:"proofs"`
+	Holds        int              `json:"holds"`  // in force
 	Faults       []string         `json:"faults"` // notes that could not be believed
 }
 
@@ -113,6 +114,11 @@ func (d *catalogDocument) add(complete bool, faults ...[]catalog.Fault) {
 
 func (w *world) readCluster(ctx context.Context, name string, doc *catalogDocument) (catalogCluster, error) {
 	c := catalogCluster{Name: name}
+	holds, err := w.catalog.Holds(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	doc.Holds += len(holds.InForce())
 	lineages, err := w.catalog.Lineages(ctx, name)
 	if err != nil {
 		return c, err
@@ -129,15 +135,15 @@ func (w *world) readCluster(ctx context.Context, name string, doc *catalogDocume
 	if err != nil {
 		return c, err
 	}
-	doc.add(lineages.Complete && snaps.Complete && wal.Complete, lineages.Faults, snaps.Faults, faults)
+	doc.add(lineages.Complete && snaps.Complete && wal.Complete && holds.Complete, lineages.Faults, snaps.Faults, holds.Faults, faults)
 	c.Lineages, c.Snapshots, c.Forgotten, c.Unfinished = len(lineages.List), len(snaps.List), len(snaps.Forgotten), len(snaps.Intents)
 	c.WAL, c.WALNotes = catalog.Stretches(wal.List), len(notes)
 	return c, nil
 }
 
 func printCatalog(w io.Writer, doc catalogDocument) {
-	fmt.Fprintf(w, "repository %s: %s, %s, %s, %s, %s of digest keys\n", doc.Repository, count(len(doc.Clusters), "cluster"),
-		count(doc.Tombstones, "tombstone"), count(doc.Certificates, "certificate"), count(doc.Proofs, "proof"), count(doc.DigestEpochs, "epoch"))
+	fmt.Fprintf(w, "repository %s: %s, %s, %s, %s in force, %s, %s of digest keys\n", doc.Repository, count(len(doc.Clusters), "cluster"),
+		count(doc.Tombstones, "tombstone"), count(doc.Certificates, "certificate"), count(doc.Holds, "hold"), count(doc.Proofs, "proof"), count(doc.DigestEpochs, "epoch"))
 	for _, c := range doc.Clusters {
 		fmt.Fprintf(w, "cluster %s: %s (and %d forgotten, %d unfinished), %s, %s\n", c.Name, count(c.Snapshots, "snapshot"), c.Forgotten, c.Unfinished, count(c.Lineages, "lineage"), count(c.WALNotes, "WAL note"))
 		for _, s := range c.WAL {

@@ -139,6 +139,7 @@ func (e *env) examine(ctx context.Context, cfg *configs.Config, only, pending st
 	} else {
 		defer w.close()
 		list = append(list, checkRepository(ctx, w)...)
+		list = append(list, checkHolds(ctx, w, only)...)
 	}
 	for _, c := range cfg.Clusters {
 		if c.Connection == "" || only != "" && c.Name != only {

@@ -30,6 +30,7 @@ type order struct {
 	Drill   string `json:"drill,omitempty"`
 	Human   bool   `json:"human,omitempty"`
 	Force   bool   `json:"force,omitempty"`
+	Approve string `json:"approve,omitempty"`
 	Full    bool   `json:"full,omitempty"`
 }
 

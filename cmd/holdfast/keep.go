@@ -28,6 +28,7 @@ var (
 type retentionIn struct {
 	Cluster string `path:"cluster"`
 	Force   bool   `query:"force" doc:"Also where the plan removes more than its share."`
+	Approve string `query:"approve" doc:"The hash of a change of the policy, by which it may keep less."`
 }
 
 // applied is what one run of retention did.
@@ -51,8 +52,12 @@ func (l keepLedger) AppendAnchored(ctx context.Context, typ string, subject map[
 
 // policyOf converts a configured policy.
 func policyOf(r configs.Retention) retention.Policy {
+	zone, err := time.LoadLocation(r.TimeZone)
+	if err != nil { // refused with the configuration
+		zone = time.UTC
+	}
 	return retention.Policy{
-		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly,
+		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly, Zone: zone,
 		KeepAtLeast: r.KeepAtLeast.Std(), KeepAtMost: r.KeepAtMost.Std(), RemovalGrace: r.RemovalGrace.Std(), RenewAfter: r.RenewAfter.Std(),
 		Lead: min(10*time.Minute, r.KeepAtMost.Std()/20),
 	}
@@ -68,6 +73,7 @@ func (w *world) keeper(cluster string) (*retention.Keeper, error) {
 		Cluster: cluster, Policy: policyOf(c.Retention), Catalog: w.catalog, Store: w.vault.Writer(), Remover: w.vault.Remover(),
 		Signer: w.signer, Index: w.index, State: w.state("retention-" + cluster + ".json"), Now: w.now,
 	}
+	k.ApproveShorter = c.Retention.Approve
 	if w.holder != nil {
 		k.Ledger = keepLedger{w.holder.node}
 	}
@@ -90,6 +96,10 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 	if err != nil {
 		return nil, scheduler.Cancel(err)
 	}
+	if err := n.tellHolds(ctx, o.Cluster); err != nil {
+		return nil, err
+	}
+	k.Approved = o.Approve
 	out := applied{Swept: []retention.Swept{}, Marked: []string{}}
 	if err := n.lookAgain(ctx, k); err != nil {
 		return nil, err
@@ -174,12 +184,15 @@ func (n *node) tellPlan(ctx context.Context, p retention.Plan) {
 
 func (n *node) serveKeeping(s *server.Server) {
 	server.Serve(s, opRetentionPlan, n.retentionPlan)
+	server.Serve(s, opRetentionSimulate, n.retentionSimulate)
+	server.Serve(s, opRetentionReport, n.retentionReport)
 	server.Serve(s, opRetentionApply, func(ctx context.Context, in retentionIn) (jobRef, error) {
 		if _, err := n.cluster(in.Cluster); err != nil {
 			return jobRef{}, err
 		}
-		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force}, nil))
+		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force, Approve: in.Approve}, nil))
 	})
+	n.serveHolds(s)
 	n.serveProjects(s)
 }
 
@@ -193,17 +206,19 @@ func (e *env) retentionCommand() *cobra.Command {
 		return e.print(p, func(out io.Writer) { retentionText(out, p) })
 	}}
 	var force bool
+	var approve string
 	apply := &cobra.Command{Use: "apply CLUSTER", Short: "Mark what goes, and remove what was marked before the grace", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		return e.applyRetention(c.Context(), args[0], force)
+		return e.applyRetention(c.Context(), retentionIn{args[0], force, approve})
 	}}
 	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
-	cmd.AddCommand(plan, apply)
+	apply.Flags().StringVar(&approve, "approve", "", "the `HASH` of a change of the policy that keeps less, as the plan shows it")
+	cmd.AddCommand(plan, apply, e.simulateCommand(), e.reportCommand())
 	return cmd
 }
 
-func (e *env) applyRetention(ctx context.Context, cluster string, force bool) error {
-	in := retentionIn{Cluster: cluster, Force: force}
-	out, err := act(ctx, e, opRetentionApply, in, jobRetention, cluster, order{Cluster: cluster, Human: true, Force: force}, "retention of "+cluster)
+func (e *env) applyRetention(ctx context.Context, in retentionIn) error {
+	cluster := in.Cluster
+	out, err := act(ctx, e, opRetentionApply, in, jobRetention, cluster, order{Cluster: cluster, Human: true, Force: in.Force, Approve: in.Approve}, "retention of "+cluster)
 	if err != nil {
 		return err
 	}
@@ -245,6 +260,13 @@ func retentionText(out io.Writer, p retention.Plan) {
 		fmt.Fprintf(out, "  %-5s WAL %s to %s (lineage %d, timeline %d, %d files)  %s\n", verb(w.Keep), w.From, w.To, w.Epoch, w.Timeline, w.Files, strings.Join(w.Reasons, "; "))
 	}
 	fmt.Fprintf(out, "window from %s on\n", clock(p.Window.From))
+	if c := p.Change; c != nil {
+		fmt.Fprintf(out, "POLICY CHANGED since the last plan that was carried out (change %s)\n", c.Hash)
+		for _, s := range c.Shorter {
+			fmt.Fprintln(out, "  it keeps less:", s)
+		}
+		fmt.Fprintf(out, "  because of it go now: %s, %s of WAL %s\n", count(len(c.Goes), "snapshot"), count(c.WAL, "file"), strings.Join(c.Goes, " "))
+	}
 	for _, o := range p.OverRetained {
 		fmt.Fprintf(out, "OVER-RETAINED %s since %s: %s; needs %s\n", o.ID, clock(o.Since), strings.Join(o.Because, "; "), strings.Join(o.Needs, ", "))
 	}
@@ -265,7 +287,11 @@ func keepFault(err error) error {
 	switch {
 	case errors.Is(err, retention.ErrConfirm):
 		return &fault{exit: exitRefused, err: err, remedy: "type the project's id or name, or give --yes"}
-	case errors.Is(err, retention.ErrRefused):
+	case errors.Is(err, retention.ErrOnHold):
+		return &fault{exit: exitRefused, err: err, remedy: "`holdfast hold list` shows it; it forbids this until `holdfast hold release ID`"}
+	case errors.Is(err, retention.ErrSimulate):
+		return &fault{exit: exitRefused, err: err, remedy: "`holdfast zone list` shows which zones are away; --from-nothing begins without them"}
+	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold):
 		return &fault{exit: exitRefused, err: err}
 	}
 	return err

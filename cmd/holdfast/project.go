@@ -66,6 +66,7 @@ type deletedDoc struct {
 	Deadline  time.Time       `json:"deadline"`
 	InLive    []catalog.Count `json:"deleted_in_live,omitempty"`
 	State     string          `json:"state"`
+	Suspended []string        `json:"suspended_by,omitempty"`
 }
 
 type purgeQuery struct {
@@ -210,7 +211,7 @@ func (n *node) projectDelete(ctx context.Context, in projectDelete) (doc deleted
 		list, err := p.Advance(ctx, conn)
 		for _, one := range list {
 			if one.Project == t.ID {
-				doc.State = one.State
+				doc.State, doc.Suspended = one.State, one.SuspendedBy
 			}
 		}
 		return err

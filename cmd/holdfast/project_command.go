@@ -79,6 +79,9 @@ func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive
 		for _, c := range doc.InLive {
 			fmt.Fprintf(out, "  deleted in live: %d rows of %s\n", c.Rows, c.Table)
 		}
+		for _, h := range doc.Suspended {
+			fmt.Fprintln(out, "SUSPENDED by", h)
+		}
 		fmt.Fprintf(out, "state: %s; follow it with `holdfast purge show %s`\n", doc.State, doc.Tombstone)
 	})
 }
@@ -168,6 +171,9 @@ func purgeText(out io.Writer, p retention.Purge) {
 	}
 	for _, z := range p.Zones {
 		fmt.Fprintf(out, "  zone %-12s %d copies, the last ends %s %s\n", z.Name, z.Copies, clock(z.LastEnds), strings.Join(z.BlockedBy, "; "))
+	}
+	for _, h := range p.SuspendedBy {
+		fmt.Fprintln(out, "  SUSPENDED by", h)
 	}
 	if p.Reappeared {
 		fmt.Fprintln(out, "  the project's key is in use again in live")

@@ -69,7 +69,7 @@ func (s silent) Error() string { return fmt.Sprintf("exit %d", s.code) }
 
 // isUsage recognises what cobra says of a wrong command line.
 func isUsage(err error) bool {
-	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires ", "invalid argument", "flag needs", "required flag", "if any flags in the group"} {
+	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires ", "invalid argument", "flag needs", "required flag", "if any flags in the group", "at least one of the flags in the group"} {
 		if strings.HasPrefix(err.Error(), p) {
 			return true
 		}
@@ -111,7 +111,7 @@ func (e *env) addCommands(root *cobra.Command) {
 		e.daemonCommand(), e.lineageCommand(), e.statusCommand(),
 		e.snapshotCommand(), e.walCommand(),
 		e.restoreCommand(),
-		e.retentionCommand(),
+		e.retentionCommand(), e.holdCommand(),
 		e.projectCommand(), e.purgeCommand(),
 		e.drillCommand(), e.ledgerCommand(),
 		e.incidentCommand(), e.catalogCommand(), e.versionCommand(),

@@ -60,11 +60,11 @@ type zoneHolding struct {
 	Complete bool   `json:"complete"`
 }
 
-func (w *world) snapshotDoc(s catalog.Snapshot, zones []string, proofs []catalog.Proof) snapshotDoc {
+func (w *world) snapshotDoc(s catalog.Snapshot, zones []string, proofs []catalog.Proof, holds []string) snapshotDoc {
 	d := snapshotDoc{
 		ID: s.ID, Cluster: s.Cluster, Kind: s.Kind, Source: s.Source, StartedAt: s.StartedAt.UTC(), FinishedAt: s.FinishedAt.UTC(), StartLSN: s.StartLSN,
 		StopLSN: s.StopLSN, Timeline: s.Timeline, Lineage: s.Epoch, Major: s.Major, RawBytes: s.RawBytes, StoredSize: s.StoredSize,
-		NewBytes: s.NewBytes, Pages: pagesDoc{s.Pages.Checked, s.Pages.Bad}, Suspect: s.Suspect, Zones: []zoneHolding{}, Holds: []string{},
+		NewBytes: s.NewBytes, Pages: pagesDoc{s.Pages.Checked, s.Pages.Bad}, Suspect: s.Suspect, Zones: []zoneHolding{}, Holds: append([]string{}, holds...),
 	}
 	has := map[string]bool{}
 	for _, z := range zones {
@@ -90,7 +90,7 @@ func proves(p catalog.Proof) bool { return p.Outcome == "pass" || p.Outcome == "
 
 // describe is a snapshot that was just committed.
 func (n *node) describe(_ context.Context, s catalog.Snapshot) snapshotDoc {
-	d := n.snapshotDoc(s, nil, nil)
+	d := n.snapshotDoc(s, nil, nil, nil)
 	d.Zones = nil
 	return d
 }
@@ -118,12 +118,16 @@ func (w *world) snapshotList(ctx context.Context, in clusterQuery) (snapshotsDoc
 		if err != nil {
 			return doc, err
 		}
+		held, err := w.held(ctx, name)
+		if err != nil {
+			return doc, err
+		}
 		doc.Complete = doc.Complete && list.Complete
 		for _, f := range list.Faults {
 			doc.Faults = append(doc.Faults, f.Error())
 		}
 		for _, s := range list.List {
-			doc.Snapshots = append(doc.Snapshots, w.snapshotDoc(s.Body, s.Zones, proofs.Bodies()))
+			doc.Snapshots = append(doc.Snapshots, w.snapshotDoc(s.Body, s.Zones, proofs.Bodies(), held[s.Body.ID]))
 		}
 	}
 	return doc, nil
@@ -142,12 +146,12 @@ func (d snapshotsDoc) text(w io.Writer) {
 		if s.Suspect {
 			state = "SUSPECT"
 		}
-		rows = append(rows, []string{s.ID, s.Cluster, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), size(s.StoredSize), strings.Join(zones, ","), state, clock(s.ProvenAt), clock(s.ExpiresAt)})
+		rows = append(rows, []string{s.ID, s.Cluster, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), size(s.StoredSize), strings.Join(zones, ","), state, clock(s.ProvenAt), clock(s.ExpiresAt), strings.Join(s.Holds, ",")})
 	}
 	if len(rows) == 0 {
 		fmt.Fprintln(w, "no snapshots")
 	} else {
-		table(w, "ID\tCLUSTER\tFINISHED\tSTOP\tRAW\tNEW\tNEEDS\tZONES\tPAGES\tPROVEN\tEXPIRES", rows)
+		table(w, "ID\tCLUSTER\tFINISHED\tSTOP\tRAW\tNEW\tNEEDS\tZONES\tPAGES\tPROVEN\tEXPIRES\tHOLDS", rows)
 	}
 	if !d.Complete {
 		fmt.Fprintln(w, "too few zones answered to know that none is missing")
@@ -243,10 +247,14 @@ func (e *env) showSnapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	held, err := w.held(ctx, s.Body.Cluster)
+	if err != nil {
+		return err
+	}
 	doc := struct {
 		snapshotDoc
 		Note catalog.Snapshot `json:"note"`
-	}{w.snapshotDoc(s.Body, s.Zones, proofs.Bodies()), s.Body}
+	}{w.snapshotDoc(s.Body, s.Zones, proofs.Bodies(), held[s.Body.ID]), s.Body}
 	return e.print(doc, func(out io.Writer) {
 		b := s.Body
 		fmt.Fprintf(out, "snapshot   %s (%s, from %s, by node %s)\ncluster    %s, system id %s, PostgreSQL %d\n", b.ID, b.Kind, b.Source, b.Node, b.Cluster, b.SystemID, b.Major)
@@ -254,6 +262,9 @@ func (e *env) showSnapshot(ctx context.Context, id string) error {
 		fmt.Fprintf(out, "size       %s in %d files, in objects of %s, %s of which were made for it\npages      %d checked, %d skipped, %d bad\n",
 			size(b.RawBytes), b.Files, size(b.StoredSize), size(b.NewBytes), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
 		fmt.Fprintf(out, "zones      %s\nproven     %s\nexpires    %s\nopened by  %s\n", strings.Join(s.Zones, ", "), clock(doc.ProvenAt), clock(doc.ExpiresAt), strings.Join(b.Recipients, ", "))
+		if len(doc.Holds) > 0 {
+			fmt.Fprintf(out, "on hold    %s\n", strings.Join(doc.Holds, ", "))
+		}
 		for _, r := range b.Reasons {
 			fmt.Fprintln(out, "suspect:  ", r)
 		}

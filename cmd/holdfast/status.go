@@ -31,6 +31,7 @@ type clusterStatus struct {
 	LastProof    *proofRef           `json:"last_proof,omitempty"`
 	Kept         keptDoc             `json:"kept"`
 	Zones        []walZone           `json:"zones"`
+	Holds        []heldRef           `json:"holds"` // in force
 	Incidents    []incident.Incident `json:"incidents"`
 	Missed       []string            `json:"missed"` // objectives that do not hold, in words
 }
@@ -55,6 +56,14 @@ type keptDoc struct {
 	NewBytes  int64     `json:"new_bytes"`           // of all objects that were made for them
 	Oldest    string    `json:"oldest,omitempty"`    // the one that goes first, by id
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // and when its ceiling is
+}
+
+// heldRef is a hold in force.
+type heldRef struct {
+	ID       string    `json:"id"`
+	On       string    `json:"on"`
+	ReviewBy time.Time `json:"review_by"`
+	Overdue  bool      `json:"overdue"`
 }
 
 type proofRef struct {
@@ -113,7 +122,7 @@ func (w *world) statusOf(ctx context.Context, in clusterQuery) (statusDoc, error
 }
 
 func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, error) {
-	c := clusterStatus{Name: name, Incidents: []incident.Incident{}, Missed: []string{}}
+	c := clusterStatus{Name: name, Holds: []heldRef{}, Incidents: []incident.Incident{}, Missed: []string{}}
 	wal, err := w.walOf(ctx, name, nil)
 	if err != nil {
 		return c, err
@@ -133,6 +142,14 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 		return c, err
 	}
 	c.LastProof = newestProof(proofs.Bodies())
+	holds, err := w.catalog.Holds(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	for _, h := range holds.InForce() {
+		d := w.holdDoc(h)
+		c.Holds = append(c.Holds, heldRef{d.ID, d.about(), d.ReviewBy, d.Overdue})
+	}
 	for _, conf := range w.cfg.Clusters {
 		if conf.Name == name {
 			c.RPO.Objective, c.RTO.Objective = seconds(conf.Objectives.RPO.Std()), seconds(conf.Objectives.RTO.Std())
@@ -229,6 +246,13 @@ func (d statusDoc) text(w io.Writer) {
 			fmt.Fprintf(w, "  last proof     %s, %s: %s at %s by drill %s\n", p.Snapshot, ago(p.At, d.At), p.Outcome, p.Level, p.Drill)
 		} else {
 			fmt.Fprintln(w, "  last proof     NOT VERIFIED: no drill has passed yet")
+		}
+		for _, h := range c.Holds {
+			late := ""
+			if h.Overdue {
+				late = ": PAST ITS REVIEW"
+			}
+			fmt.Fprintf(w, "  on hold        %s, by hold %s, to be reviewed by %s%s\n", h.On, h.ID, clock(h.ReviewBy), late)
 		}
 		for _, m := range c.Missed {
 			fmt.Fprintln(w, "  MISSED        ", m)

@@ -200,7 +200,8 @@ func (r *Reader) Clusters(ctx context.Context) ([]string, error) {
 // Snapshots is what the repository holds of one cluster's snapshots.
 type Snapshots struct {
 	Notes[Snapshot] // committed and not forgotten, the oldest first by start LSN's clock
-	// Forgotten are those under a mark, by snapshot id, with the mark.
+	// Forgotten are those under a mark, by snapshot id, with the mark: without those
+	// that a hold keeps for all that.
 	Forgotten map[string]Forgotten
 	// Intents are snapshots begun and not committed.
 	Intents []Noted[Intent]
@@ -232,6 +233,9 @@ func (r *Reader) Snapshots(ctx context.Context, cluster string) (Snapshots, erro
 		for _, id := range m.Body.Snapshots {
 			out.Forgotten[id] = m.Body
 		}
+	}
+	if err := r.spare(ctx, cluster, out.Forgotten); err != nil {
+		return Snapshots{}, err
 	}
 	sort.SliceStable(out.All, func(i, j int) bool { return olderSnapshot(out.All[i].Body, out.All[j].Body) })
 	out.List = nil

@@ -19,6 +19,8 @@ const (
 	KindCertificate = "certificate v1"
 	KindProof       = "proof v1"
 	KindProbe       = "probe v1"
+	KindHold        = "hold v1"
+	KindReleased    = "hold-released v1"
 )
 
 // Duty is what a trusted signer may vouch for.
@@ -39,7 +41,7 @@ func DutyOf(kind string) Duty {
 		return DutySnapshot
 	case KindLineage, KindWAL:
 		return DutyWAL
-	case KindTombstone, KindAbsent, KindCertificate:
+	case KindTombstone, KindAbsent, KindCertificate, KindHold, KindReleased:
 		return DutyTombstone
 	default:
 		return DutyLedger
