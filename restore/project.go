@@ -16,7 +16,7 @@ import (
 var ErrDeleted = errors.New("the project has a tombstone")
 
 // Deleted refuses a project that a restore by the plan would remove from the copy:
-// one with a tombstone that applies there. A request cannot be taken back in this
+// one with a tombstone that applies there, or that is newer than the plan. A request cannot be taken back in this
 // version, so nothing lifts it. keys opens digest epochs.
 func Deleted(ctx context.Context, r Repo, p Plan, l tenancy.Layout, keyText string, keys func(ctx context.Context, epoch int) (seal.DigestKeys, error)) error {
 	tombs, err := r.Catalog.Tombstones(ctx, p.Cluster)
@@ -31,7 +31,7 @@ func Deleted(ctx context.Context, r Repo, p Plan, l tenancy.Layout, keyText stri
 		applies[id] = true
 	}
 	for _, t := range tombs.Bodies() {
-		if !applies[t.ID] {
+		if !applies[t.ID] && !t.RequestedAt.After(p.MadeAt) {
 			continue
 		}
 		is, err := isOf(ctx, t, l, keyText, keys)

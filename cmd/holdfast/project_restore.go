@@ -29,6 +29,7 @@ type putBack struct {
 	key         string
 	into, on    string
 	dryRun, yes bool
+	deleted     func(context.Context) error // refuses a project that is deleted by now
 }
 
 // putBackDoc is what `project restore --into live` prints.
@@ -109,13 +110,16 @@ func (p *putBack) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = restore.Deleted(ctx, repo, plan, p.layout, p.key, func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
-		return w.digestKeys(ctx, epoch, repo.Data...)
-	})
-	if errors.Is(err, restore.ErrDeleted) {
-		return refused("a request to delete cannot be taken back: `holdfast purge list` tells how far it is", "restoring project %s of %s: %w", p.key, p.cluster.Name, err)
+	p.deleted = func(ctx context.Context) error {
+		err := restore.Deleted(ctx, repo, plan, p.layout, p.key, func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
+			return w.digestKeys(ctx, epoch, repo.Data...)
+		})
+		if errors.Is(err, restore.ErrDeleted) {
+			return refused("a request to delete cannot be taken back: `holdfast purge list` tells how far it is", "restoring project %s of %s: %w", p.key, p.cluster.Name, err)
+		}
+		return err
 	}
-	if err != nil {
+	if err := p.deleted(ctx); err != nil {
 		return err
 	}
 	return p.beside(ctx, w, repo, plan)
@@ -215,6 +219,9 @@ func (p *putBack) explain(plan restore.Plan, err error) error {
 }
 
 func (p *putBack) intoNew(ctx context.Context, room *restore.Room, v *tenancy.View) error {
+	if err := p.deleted(ctx); err != nil { // meanwhile
+		return err
+	}
 	doc, err := p.e.intoNew(ctx, p.projectSource, v, p.key, p.on, nil, func(to io.Writer) error { return room.DDL(ctx, v, to) })
 	if err != nil {
 		return err
@@ -280,6 +287,9 @@ func (p *putBack) confirm(ctx context.Context, room *restore.Room) error {
 }
 
 func (p *putBack) apply(ctx context.Context, conn *pgx.Conn, s *tenancy.Slice, doc putBackDoc, began time.Time) error {
+	if err := p.deleted(ctx); err != nil { // meanwhile
+		return err
+	}
 	done, err := tenancy.Merge(ctx, conn, p.layout, s)
 	if err != nil {
 		return err

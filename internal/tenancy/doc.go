@@ -1,6 +1,6 @@
-// Package tenancy knows which rows belong to a project: it finds, counts and
-// deletes them in whatever database it is given, and tells whether a live one
-// still holds any.
+// Package tenancy knows which rows belong to a project: it finds, counts, copies
+// and deletes them in whatever database it is given, puts those of a restored copy
+// into live's place, and tells whether a live one still holds any.
 //
 // What belongs to a project follows from the database's own foreign keys, read
 // from its catalogue at that moment: everything that refers, directly or not,
