@@ -45,8 +45,9 @@ setup() {
   db1=$("$HOLDFAST" keys new signing --name db1 --out "$BENCH_DIR/db1")
   [ "$BENCH_REPO" != s3 ] || (umask 077 && printf 'access_key_id = %s\nsecret_access_key = %s\n' "$S3_KEY" "$S3_SECRET" > "$BENCH_DIR/s3")
   config "$data" "$db1" > "$BENCH_DIR/holdfast.yaml"
+  # A slot begins at the last checkpoint: what others' steps wrote since then is not this repository's to archive.
   # The data key stays here only for the bench; a database host has none, and check says so.
-  echo "$(hf) init; rc=\$?; [ -f $BENCH_REPO_PATH/z1/holdfast.json ] || exit \$rc; setsid $(hf) daemon > $BENCH_DIR/daemon.log 2>&1 < /dev/null & echo \$! > $BENCH_DIR/pid; for i in \$(seq 300); do [ -S $BENCH_DIR/sock ] && exit 0; sleep 0.1; done; tail $BENCH_DIR/daemon.log; exit 1"
+  echo "psql -Xqc checkpoint; $(hf) init; rc=\$?; [ -f $BENCH_REPO_PATH/z1/holdfast.json ] || exit \$rc; setsid $(hf) daemon > $BENCH_DIR/daemon.log 2>&1 < /dev/null & echo \$! > $BENCH_DIR/pid; for i in \$(seq 300); do [ -S $BENCH_DIR/sock ] && exit 0; sleep 0.1; done; tail $BENCH_DIR/daemon.log; exit 1"
 }
 wal() {
   case "${BENCH_FOR:-}" in
