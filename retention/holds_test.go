@@ -76,8 +76,15 @@ func TestASpanOnHoldFollowsEveryTimelineAlive(t *testing.T) { // C-60
 		at       lsn.LSN
 		keep     bool
 	}{
-		{1, place(23 * day), false}, {1, place(22 * day), true}, {1, place(fork), true}, {1, place(19 * day), true},
-		{2, place(fork), true}, {2, place(19 * day), true}, {2, place(18 * day), true}, {2, place(17 * day), false}, {2, place(0), true},
+		{1, place(23 * day), false},
+		{1, place(22 * day), true},
+		{1, place(fork), true},
+		{1, place(19 * day), true},
+		{2, place(fork), true},
+		{2, place(19 * day), true},
+		{2, place(18 * day), true},
+		{2, place(17 * day), false},
+		{2, place(0), true},
 	} {
 		kept := slices.ContainsFunc(p.WAL, func(d WALDecision) bool {
 			return d.Keep && d.Timeline == test.timeline && d.From <= test.at && test.at < d.To
