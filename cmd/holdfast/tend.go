@@ -18,9 +18,13 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
-// turnMost is how long verification goes on with what it knew at its beginning:
-// locks and new objects wait no longer than that, and a turn reads every note.
-const turnMost = 15 * time.Minute
+// What must be where is read anew from all notes at most so seldom: objects made since
+// have their locks and are young. In between turns go on with what is known.
+const (
+	refreshMost = 6 * time.Hour
+	turnMost    = 15 * time.Minute // of verification, before locks are looked at again
+	pauseMost   = time.Minute
+)
 
 // tendCopies is rolling verification: it keeps what is in the zones locked and reads
 // every copy once in node.scrub.every, until ctx ends. Nodes that take no snapshots
@@ -38,13 +42,13 @@ func (n *node) tendCopies(ctx context.Context) error {
 	}
 	n.onClose(s.Close)
 	n.scrubber.Store(s)
-	pause := min(max(n.turnEvery()/20, time.Second), turnMost)
+	t := tending{n: n, s: s, found: found, refresh: min(max(n.turnEvery()/20, time.Second), refreshMost)}
 	for ctx.Err() == nil {
-		if err := n.turn(ctx, s, found, pause); err != nil && ctx.Err() == nil {
+		if err := t.turn(ctx); err != nil && ctx.Err() == nil {
 			n.log.Warn("copies could not all be looked at; the next turn tries again", zap.Error(err))
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(min(t.refresh, pauseMost)):
 		case <-ctx.Done():
 		}
 	}
@@ -71,19 +75,33 @@ func (w *world) lockingZones() map[string]bool {
 	return out
 }
 
-func (n *node) turn(ctx context.Context, s *vault.Scrub, found *findings, most time.Duration) error {
+// tending is rolling verification between two turns.
+type tending struct {
+	n       *node
+	s       *vault.Scrub
+	found   *findings
+	refresh time.Duration
+	targets []vault.Target
+	at      time.Time // when the targets were read
+}
+
+func (t *tending) turn(ctx context.Context) error {
+	n, now := t.n, t.n.now()
 	idErr := n.lockIdentities(ctx)
-	targets, err := n.targets(ctx)
-	if err != nil {
-		return errors.Join(idErr, err)
+	if t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at) {
+		targets, err := n.targets(ctx)
+		if err != nil {
+			return errors.Join(idErr, err)
+		}
+		t.targets, t.at = targets, now
 	}
-	err = s.Turn(ctx, targets, max(most, 10*time.Second))
-	cover := s.Coverage()
+	err := t.s.Turn(ctx, t.targets, min(max(t.refresh, 10*time.Second), turnMost))
+	cover := t.s.Coverage()
 	if data, jerr := json.Marshal(cover); jerr == nil {
 		err = errors.Join(err, durable.WriteFile(n.state("scrub.json"), data, 0o600))
 	}
 	for _, c := range cover {
-		n.tellCopies(ctx, c, found.take(c.Zone))
+		n.tellCopies(ctx, c, t.found.take(c.Zone))
 	}
 	return errors.Join(idErr, err)
 }
