@@ -83,27 +83,53 @@ type tending struct {
 	refresh time.Duration
 	targets []vault.Target
 	at      time.Time // when the targets were read
+	fresh   bool      // that was in this turn
 }
 
 func (t *tending) turn(ctx context.Context) error {
-	n, now := t.n, t.n.now()
-	idErr := n.lockIdentities(ctx)
-	if t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at) {
-		targets, err := n.targets(ctx)
+	idErr := t.n.lockIdentities(ctx)
+	cover, err := t.look(ctx)
+	if anyBad(cover) && !t.fresh && t.n.now().Sub(t.at) >= min(t.refresh, turnMost) {
+		t.forget(cover)
+		t.at = time.Time{}
+		cover, err = t.look(ctx)
+	}
+	if data, jerr := json.Marshal(cover); jerr == nil && cover != nil {
+		err = errors.Join(err, durable.WriteFile(t.n.state("scrub.json"), data, 0o600))
+	}
+	if anyBad(cover) && !t.fresh { // it may be what retention removed since: wait for what must be there
+		t.forget(cover)
+		return errors.Join(idErr, err)
+	}
+	for _, c := range cover {
+		t.n.tellCopies(ctx, c, t.found.take(c.Zone))
+	}
+	return errors.Join(idErr, err)
+}
+
+func anyBad(cover []vault.Coverage) bool {
+	return slices.ContainsFunc(cover, func(c vault.Coverage) bool { return c.Bad > 0 })
+}
+
+// forget drops what a turn found by what was known before.
+func (t *tending) forget(cover []vault.Coverage) {
+	for _, c := range cover {
+		t.found.take(c.Zone)
+	}
+}
+
+// look verifies what must be there, as it is known or is read anew.
+func (t *tending) look(ctx context.Context) ([]vault.Coverage, error) {
+	now := t.n.now()
+	if t.fresh = t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at); t.fresh {
+		targets, err := t.n.targets(ctx)
 		if err != nil {
-			return errors.Join(idErr, err)
+			return nil, err
 		}
 		t.targets, t.at = targets, now
 	}
 	err := t.s.Turn(ctx, t.targets, min(max(t.refresh, 10*time.Second), turnMost))
-	cover := t.s.Coverage()
-	if data, jerr := json.Marshal(cover); jerr == nil {
-		err = errors.Join(err, durable.WriteFile(n.state("scrub.json"), data, 0o600))
-	}
-	for _, c := range cover {
-		n.tellCopies(ctx, c, t.found.take(c.Zone))
-	}
-	return errors.Join(idErr, err)
+	return t.s.Coverage(), err
 }
 
 // found is what turns found in one zone.
