@@ -43,6 +43,7 @@ type life struct {
 	claims  []catalog.Lineage
 	proofs  []catalog.Proof
 	holds   []Hold
+	ends    map[string]lsn.LSN // of spans on hold, where they were seen to be past
 	refused int
 	n       int
 }
@@ -57,7 +58,7 @@ func newLife(seed uint64) *life {
 		p.KeepAtMost = time.Duration(14+r.IntN(40)) * day
 	}
 	return &life{
-		r: r, policy: p, now: noon.AddDate(0, 0, r.IntN(365)), tl: 1, epoch: 1, at: 100 * seg, snaps: map[string]catalog.Snapshot{}, gone: map[string]time.Time{},
+		r: r, policy: p, now: noon.AddDate(0, 0, r.IntN(365)), tl: 1, epoch: 1, at: 100 * seg, snaps: map[string]catalog.Snapshot{}, gone: map[string]time.Time{}, ends: map[string]lsn.LSN{},
 		forks: map[Branch][]lsn.Switch{}, claims: []catalog.Lineage{{Epoch: 1, SystemID: "sys", Timeline: 1}},
 	}
 }
@@ -90,7 +91,10 @@ func (l *life) live() {
 		from := time.Duration(l.r.IntN(20)) * day
 		h := onSpan(fmt.Sprintf("s%d", l.n), 0, 0)
 		h.From, h.To = l.now.Add(-from), l.now.Add(-from/2)
-		l.holds = append(l.holds, h)
+		// A hold brings nothing back: of what went before it was placed nothing is asked.
+		if base, end := l.restores(l.inputs().Snapshots, h); base.ID == "" || l.stored(l.tl, first(base), end) {
+			l.holds = append(l.holds, h)
+		}
 	case 4:
 		if len(l.holds) > 0 {
 			l.holds = slices.Delete(l.holds, 0, 1+l.r.IntN(len(l.holds)))
@@ -101,12 +105,17 @@ func (l *life) live() {
 }
 
 func (l *life) any() string {
+	var ids []string
 	for id := range l.snaps {
 		if l.gone[id].IsZero() {
-			return id
+			ids = append(ids, id)
 		}
 	}
-	return ""
+	if len(ids) == 0 {
+		return ""
+	}
+	slices.Sort(ids) // a seed tells the same story each time
+	return ids[l.r.IntN(len(ids))]
 }
 
 func (l *life) take() {
@@ -229,16 +238,7 @@ func (l *life) checkSpans(in Inputs, left map[string]bool) error {
 		if h.Kind != catalog.HoldSpan {
 			continue
 		}
-		var base catalog.Snapshot
-		end := l.at
-		for _, s := range in.Snapshots {
-			if s.Timeline == l.tl && !s.Suspect && !s.FinishedAt.After(h.From) {
-				base = s
-			}
-			if s.Timeline == l.tl && s.StartedAt.After(h.To.Add(clockMargin)) {
-				end = min(end, s.StartLSN)
-			}
-		}
+		base, end := l.restores(in.Snapshots, h)
 		if base.ID == "" {
 			continue
 		}
@@ -250,6 +250,30 @@ func (l *life) checkSpans(in Inputs, left map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// restores is the snapshot of the timeline now alive that restores the beginning of a
+// span, if there is one, and where the WAL of the span ends.
+func (l *life) restores(snaps []catalog.Snapshot, h Hold) (base catalog.Snapshot, end lsn.LSN) {
+	end = l.at
+	for _, s := range snaps {
+		if s.Timeline == l.tl && !s.Suspect && !s.FinishedAt.After(h.From) {
+			base = s
+		}
+		if s.Timeline == l.tl && s.StartedAt.After(h.To.Add(clockMargin)) {
+			end = min(end, s.StartLSN)
+		}
+	}
+	if h.ID == "window" {
+		return base, end
+	}
+	// Once a snapshot showed that the end of the span is past, what lies behind it may
+	// go, and the snapshot as well.
+	key := fmt.Sprint(h.ID, " on ", l.tl)
+	if known, ok := l.ends[key]; !ok || end < known {
+		l.ends[key] = end
+	}
+	return base, l.ends[key]
 }
 
 // stored says whether the WAL of a timeline is there from one place to another.

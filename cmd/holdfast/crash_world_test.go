@@ -43,6 +43,7 @@ func newCrashWorld(t *testing.T) *crashWorld {
 	w.mkdir("rooms")
 	w.settle("", "SELECT count(*) > 0 FROM oracle")
 	w.oracle = pg.StartOracle(20 * time.Millisecond)
+	w.oracle.AwaitMore(1) // for which the drills ask
 	t.Cleanup(func() {
 		if w.run != nil {
 			_ = w.run.cmd.Process.Kill()

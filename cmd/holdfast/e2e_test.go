@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds every wait of the tests that run the program.
-const patience = 90 * time.Second
+const patience = 4 * time.Minute
 
 // built is the program as users get it, made once for all tests; the end of the
 // test run removes it.

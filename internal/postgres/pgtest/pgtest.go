@@ -22,7 +22,7 @@ import (
 )
 
 // Patience bounds every wait for a server in a test.
-const Patience = 60 * time.Second
+const Patience = 3 * time.Minute
 
 // Cluster is a PostgreSQL cluster that runs for one test.
 type Cluster struct {
