@@ -52,7 +52,7 @@ func TestARemovalReachesEveryVersionInEveryZoneAndAZoneBackFromTheDead(t *testin
 	swept := make(chan bool, 1)
 	go func() {
 		defer close(swept)
-		for end := time.Now().Add(patience); time.Now().Before(end); {
+		for end := time.Now().Add(patience / 3); time.Now().Before(end); {
 			code, out, _ := r.try("db", "--output", "json", "--quiet", "retention", "apply", "--force", "cms")
 			if code == 0 && strings.Contains(out, `"removed":`) {
 				return
