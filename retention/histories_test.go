@@ -14,8 +14,8 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
 
-// histories is how many random histories are lived through: HOLDFAST_HISTORIES of
-// them, 1,000 else.
+// histories is how many random histories are lived through: otherwise, or as many
+// times more as HOLDFAST_HISTORIES is more than 1,000.
 func histories(t *testing.T, otherwise int) int {
 	t.Helper()
 	text := os.Getenv("HOLDFAST_HISTORIES")
