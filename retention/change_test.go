@@ -58,11 +58,12 @@ func TestAPolicyThatKeepsLessIsShownToldAndApproved(t *testing.T) {
 func TestWhatKeepsLessIsNamed(t *testing.T) {
 	old := Policy{Window: 7 * day, Hourly: 1, Daily: 2, Weekly: 3, Monthly: 4, Yearly: 5, KeepAtLeast: 9 * day, KeepAtMost: 400 * day, RemovalGrace: day, Zone: newYork}
 	for want, change := range map[string]func(*Policy){
-		"":                                             func(p *Policy) { p.KeepAtMost, p.Daily = 0, 9 },
-		"window 6d instead of 7d":                      func(p *Policy) { p.Window = 6 * day },
-		"keep_at_least 7d instead of 9d":               func(p *Policy) { p.KeepAtLeast = 0 },
-		"keep_at_most 300d instead of 400d":            func(p *Policy) { p.KeepAtMost = 300 * day },
-		"removal_grace 1h0m0s instead of 1d":           func(p *Policy) { p.RemovalGrace = time.Hour },
+		"":                                   func(p *Policy) { p.KeepAtMost, p.Daily = 0, 9 },
+		"window 6d instead of 7d":            func(p *Policy) { p.Window = 6 * day },
+		"keep_at_least 7d instead of 9d":     func(p *Policy) { p.KeepAtLeast = 0 },
+		"keep_at_most 300d instead of 400d":  func(p *Policy) { p.KeepAtMost = 300 * day },
+		"removal_grace 1h0m0s instead of 1d": func(p *Policy) { p.RemovalGrace = time.Hour },
+
 		"hourly 0 instead of 1; yearly 4 instead of 5": func(p *Policy) { p.Hourly, p.Yearly = 0, 4 },
 	} {
 		p := old

@@ -58,7 +58,6 @@ type Verifier struct {
 	start  lsn.LSN
 	first  uint32
 	reread Reread
-	bad    int // pages that stayed as they were through every look
 	next   int64
 	ended  bool
 	report Report
@@ -118,10 +117,10 @@ func (v *Verifier) Page(data []byte, index int64) (Verdict, error) {
 func (v *Verifier) lookAgain(data []byte, index int64) (changed bool, err error) {
 	again := make([]byte, Size)
 	for _, pause := range looks {
-		if pause > 0 && v.bad >= maxPatient {
+		if pause > 0 && v.report.Bad >= maxPatient {
 			break
 		}
-		time.Sleep(pause)
+		time.Sleep(pause) // the writer is another program's, and nothing tells when it goes on
 		if err := v.reread(again, index); err != nil {
 			return false, err
 		}
@@ -130,7 +129,6 @@ func (v *Verifier) lookAgain(data []byte, index int64) (changed bool, err error)
 			return true, nil
 		}
 	}
-	v.bad++
 	return false, nil
 }
 
