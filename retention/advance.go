@@ -117,15 +117,6 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 		Project: t.ID, Cluster: t.Cluster, State: PurgeRequested, RequestedAt: t.RequestedAt, Deadline: t.Deadline,
 		Overdue: a.Now().After(t.Deadline), Zones: []PurgeZone{},
 	}
-	if err := a.read(ctx); err != nil {
-		return one, err
-	}
-	for _, h := range a.found.plan.Holds {
-		if concerns(h.Hold, t) {
-			one.SuspendedBy = append(one.SuspendedBy, h.Text())
-			one.Overdue = false
-		}
-	}
 	if memo := a.mem[t.ID]; !memo.GoneAt.IsZero() {
 		one.State = PurgeResidue
 	}
@@ -138,7 +129,7 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 	if ok {
 		one.State = PurgeAgeing
 	}
-	if err := a.count(ctx, &one, absent, ok); err != nil {
+	if err := a.count(ctx, &one, t, absent, ok); err != nil {
 		return one, err
 	}
 	clear := ok && len(one.Zones) > 0 && !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.Copies > 0 || len(z.BlockedBy) > 0 })

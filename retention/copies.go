@@ -52,10 +52,10 @@ func (a *advance) read(ctx context.Context) error {
 			c.faults[z] = err
 		}
 	}
-	a.found = c
 	if c.held, err = a.heldNames(ctx, c.plan); err != nil {
 		return err
 	}
+	a.found = c
 	return ctx.Err()
 }
 
@@ -73,10 +73,17 @@ func (c *copies) holdsOn(name string) []string {
 }
 
 // count counts, for each zone, the versions of objects that may hold a project
-// which live was seen without at absent (seen says whether it was).
-func (a *advance) count(ctx context.Context, one *Purge, absent catalog.Absent, seen bool) error {
+// which live was seen without at absent (seen says whether it was), and names the holds
+// on it. The zones are listed after live was looked at: a certificate may rest on it.
+func (a *advance) count(ctx context.Context, one *Purge, t catalog.Tombstone, absent catalog.Absent, seen bool) error {
 	if err := a.read(ctx); err != nil {
 		return err
+	}
+	for _, h := range a.found.plan.Holds {
+		if concerns(h.Hold, t) {
+			one.SuspendedBy = append(one.SuspendedBy, h.Text())
+			one.Overdue = false
+		}
 	}
 	held := false // then nobody knows when the last copy ends
 	for _, name := range sortedKeys(a.found.zones) {

@@ -57,7 +57,7 @@ func (k *Keeper) Place(ctx context.Context, h catalog.Hold) (catalog.Hold, error
 	if !h.ReviewBy.After(h.PlacedAt) {
 		return h, fmt.Errorf("placing a hold: %w: it is to be reviewed by %s, which is past", ErrHold, stamp(h.ReviewBy))
 	}
-	if err := k.placeable(ctx, h); err != nil {
+	if err := k.prepare(ctx, &h); err != nil {
 		return h, fmt.Errorf("placing a hold: %w", err)
 	}
 	e := heldEntry{Kind: h.Kind, Snapshot: h.Snapshot, KeyMAC: h.KeyMAC, ReviewBy: h.ReviewBy}
@@ -71,8 +71,9 @@ func (k *Keeper) Place(ctx context.Context, h catalog.Hold) (catalog.Hold, error
 	return h, err
 }
 
-// placeable says whether there is something that a hold can keep.
-func (k *Keeper) placeable(ctx context.Context, h catalog.Hold) error {
+// prepare says whether there is something that a hold can keep, and writes down what it
+// spares of what was let go so lately that all of it is there.
+func (k *Keeper) prepare(ctx context.Context, h *catalog.Hold) error {
 	snaps, err := k.Catalog.Snapshots(ctx, k.Cluster)
 	if err != nil {
 		return err
@@ -80,12 +81,18 @@ func (k *Keeper) placeable(ctx context.Context, h catalog.Hold) error {
 	if h.Kind == catalog.HoldSnapshot {
 		return k.sparable(snaps, h.Snapshot)
 	}
-	if h.Kind == catalog.HoldSpan && !slices.ContainsFunc(snaps.Bodies(), func(s catalog.Snapshot) bool {
+	if err := snaps.Require(); err != nil {
+		return err
+	}
+	if h.Spares, err = k.spares(ctx, snaps, *h); err != nil {
+		return err
+	}
+	if h.Kind == catalog.HoldSpan && len(h.Spares) == 0 && !slices.ContainsFunc(snaps.Bodies(), func(s catalog.Snapshot) bool {
 		return s.Kind == "physical" && !s.Suspect && !s.FinishedAt.After(h.To)
 	}) {
 		return fmt.Errorf("%w: no snapshot ended by %s: nothing restores a moment of the span", ErrHold, stamp(h.To))
 	}
-	return snaps.Require()
+	return nil
 }
 
 // sparable says whether a snapshot is there, or marked so lately that all of it is.

@@ -160,7 +160,7 @@ func (k *Keeper) gatherHolds(ctx context.Context, in *Inputs) error {
 		end, ended := holds.Released[h.ID]
 		switch {
 		case ended && in.Now.Before(end.ReleasedAt.Add(k.Policy.RemovalGrace)):
-			in.spared = append(in.spared, h.Snapshot)
+			in.spared = append(in.spared, h.Spared()...)
 		case !ended:
 			in.Holds = append(in.Holds, Hold{Hold: h, Moments: []time.Time{h.PlacedAt}})
 		}
@@ -174,13 +174,49 @@ func (k *Keeper) gatherHolds(ctx context.Context, in *Inputs) error {
 	}
 	incomplete(in, "tombstones", tombs)
 	for i := range in.Holds {
-		for _, t := range tombs.Bodies() {
-			if h := &in.Holds[i]; concerns(h.Hold, t) {
-				h.Moments = append(h.Moments, t.RequestedAt)
-			}
-		}
+		in.Holds[i].asked(tombs.Bodies())
 	}
 	return nil
+}
+
+// asked adds when the purges of a project on hold were asked for.
+func (h *Hold) asked(tombs []catalog.Tombstone) {
+	for _, t := range tombs {
+		if concerns(h.Hold, t) {
+			h.Moments = append(h.Moments, t.RequestedAt)
+		}
+	}
+}
+
+// spares are the snapshots that a hold needs of those under a mark that is not due yet.
+func (k *Keeper) spares(ctx context.Context, snaps catalog.Snapshots, h catalog.Hold) ([]string, error) {
+	in, err := k.Gather(ctx)
+	if err != nil {
+		return nil, err
+	}
+	one := Hold{Hold: h, Moments: []time.Time{h.PlacedAt}}
+	if h.Kind == catalog.HoldProject {
+		tombs, err := k.Catalog.Tombstones(ctx, k.Cluster)
+		if err != nil {
+			return nil, err
+		}
+		one.asked(tombs.Bodies())
+	}
+	in.Holds, in.Snapshots = []Hold{one}, nil
+	for _, n := range snaps.All {
+		if m, marked := snaps.Forgotten[n.Body.ID]; !marked || k.Now().Before(m.NotBefore) {
+			in.Snapshots = append(in.Snapshots, n.Body)
+		}
+	}
+	p := newPlanner(in)
+	p.keepHolds()
+	var out []string
+	for _, id := range sortedKeys(p.held) {
+		if _, marked := snaps.Forgotten[id]; marked {
+			out = append(out, id)
+		}
+	}
+	return out, nil
 }
 
 // gatherPassed finds, in each lane of the WAL, the first file that shows that a span's

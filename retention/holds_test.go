@@ -158,6 +158,49 @@ func TestHoldsAreNotesThatOnlyReleasesEnd(t *testing.T) { // D7
 	}
 }
 
+// A hold of any kind that comes before a marked snapshot's removal makes the mark void
+// for removal and for readers, until a grace after its release.
+func TestAHoldSparesWhatWasMarkedAndIsThere(t *testing.T) {
+	first, second := ago(9*day).ID, ago(8*day).ID
+	for name, place := range map[string]func(r *rig) catalog.Hold{
+		"a snapshot": func(r *rig) catalog.Hold { return r.hold(catalog.Hold{Kind: catalog.HoldSnapshot, Snapshot: first}) },
+		"a span": func(r *rig) catalog.Hold {
+			return r.hold(catalog.Hold{Kind: catalog.HoldSpan, From: noon.Add(-9*day + time.Hour), To: noon.Add(-9*day + 2*time.Hour)})
+		},
+	} {
+		r := newRig(t, keepTwo)
+		for _, d := range []int{9, 8, 1, 0} {
+			r.take(ago(time.Duration(d) * day))
+		}
+		if m := r.apply(); !slices.Equal(m.Snapshots, []string{first, second}) {
+			t.Fatalf("%s: marked %v", name, m.Snapshots)
+		}
+		r.settle()
+		h := place(r)
+		r.settle()
+		r.now = noon.Add(day)
+		r.sweep()
+		for i := range r.dirs {
+			if len(r.names(i, first)) == 0 || len(r.names(i, second)) > 0 {
+				t.Errorf("%s on hold: zone %d has %v of it, and %v of the other", name, i, r.names(i, first), r.names(i, second))
+			}
+		}
+		snaps, err := r.keeper.Catalog.Snapshots(t.Context(), "main")
+		if noErr(t, err); !slices.ContainsFunc(snaps.Bodies(), func(s catalog.Snapshot) bool { return s.ID == first }) {
+			t.Errorf("%s on hold: nobody can restore it", name)
+		}
+		_, err = r.keeper.Release(t.Context(), catalog.Released{Hold: h.ID, Reason: "closed", By: "legal"})
+		noErr(t, err)
+		if r.sweep(); len(r.names(0, first)) == 0 {
+			t.Errorf("%s: it went with its hold, before the grace", name)
+		}
+		r.now = r.now.Add(day + time.Hour)
+		if r.sweep(); len(r.names(0, first)) > 0 {
+			t.Errorf("%s: it stays after its hold: %v", name, r.names(0, first))
+		}
+	}
+}
+
 func TestAHoldThatCannotBeBelievedStopsEveryRemoval(t *testing.T) {
 	r := newRig(t, keepTwo)
 	for _, d := range []int{9, 8, 1, 0} {

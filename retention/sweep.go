@@ -194,8 +194,8 @@ func (s *sweep) read(ctx context.Context, st state) error {
 // the bases of snapshots that are being taken among them.
 func (s *sweep) staying(p *planner, snaps catalog.Snapshots, going map[string]bool) (kept, lists []catalog.Snapshot) {
 	bases := map[string]bool{}
-	for _, h := range p.Holds {
-		going[h.Snapshot] = false
+	for _, n := range snaps.List { // under no mark, or spared by a hold
+		going[n.Body.ID] = false
 	}
 	for _, id := range p.spared {
 		going[id] = false
@@ -292,7 +292,7 @@ func (s *sweep) pass(ctx context.Context, act func(ctx context.Context, names []
 			for _, o := range objects {
 				if _, ok := names[o.Name]; !ok {
 					names[o.Name] = s.owner(o)
-					if i := s.keeper(o.Name); i >= 0 {
+					if i := s.keeper(o.Name); names[o.Name] < 0 && i >= 0 {
 						found[i].kept++
 					}
 				}
@@ -352,10 +352,19 @@ func (s *sweep) markOf(id string) int {
 
 // keeper is the due mark under which an object will go once nothing needs it, or -1.
 func (s *sweep) keeper(name string) int {
-	if id, ok := holdingID(s.Cluster, name); ok && s.stays(name) {
-		return s.markOf(id)
+	if id, ok := holdingID(s.Cluster, name); ok {
+		if s.stays(name) {
+			return s.markOf(id)
+		}
+		return -1
 	}
-	return -1
+	f, ok := s.fileOf(name)
+	if !ok {
+		return -1
+	}
+	return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
+		return !m.OnlyCovered() && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return inSpan(f, span) })
+	})
 }
 
 // fileOf tells which archived file an object belongs to: by its note, or by its

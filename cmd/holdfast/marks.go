@@ -41,14 +41,14 @@ func (m marks) covers(below string) bool {
 // marksOf reads a cluster's marks, without what is needed.
 func (w *world) marksOf(ctx context.Context, cluster string) (marks, error) {
 	m := marks{snapshots: map[string]bool{}}
-	list, err := w.catalog.Forgotten(ctx, cluster)
+	forgotten, list, err := w.catalog.Marked(ctx, cluster)
 	if err != nil {
 		return m, err
 	}
+	for id := range forgotten {
+		m.snapshots[id] = true
+	}
 	for _, f := range list.Bodies() {
-		for _, id := range f.Snapshots {
-			m.snapshots[id] = true
-		}
 		if f.OnlyCovered() {
 			m.covered = append(m.covered, f.WAL...)
 		} else {

@@ -18,13 +18,16 @@ const (
 // no personal data: a project is the keyed digest of its key, as in a tombstone, and
 // Reason and By are for case numbers and roles.
 type Hold struct {
-	ID          string    `json:"id"`
-	Cluster     string    `json:"cluster"`
-	Kind        string    `json:"kind"`
-	Snapshot    string    `json:"snapshot,omitempty"`
-	From        time.Time `json:"from,omitzero"` // of a span, both ends included
-	To          time.Time `json:"to,omitzero"`
-	KeyMAC      string    `json:"key_mac,omitempty"` // of a project, as its tombstone has it
+	ID       string    `json:"id"`
+	Cluster  string    `json:"cluster"`
+	Kind     string    `json:"kind"`
+	Snapshot string    `json:"snapshot,omitempty"`
+	From     time.Time `json:"from,omitzero"` // of a span, both ends included
+	To       time.Time `json:"to,omitzero"`
+	KeyMAC   string    `json:"key_mac,omitempty"` // of a project, as its tombstone has it
+	// Spares are snapshots that it needs and that were under a mark, not yet due, when it
+	// was placed.
+	Spares      []string  `json:"spares,omitempty"`
 	DigestEpoch int       `json:"digest_epoch,omitempty"`
 	Reason      string    `json:"reason"`
 	By          string    `json:"by"`
@@ -123,17 +126,35 @@ func (r *Reader) Holds(ctx context.Context, cluster string) (Holds, error) {
 	return out, nil
 }
 
-// spare takes from forgotten what a hold on the snapshot itself keeps: the mark says
-// that it may go, the hold that it may not yet.
-func (r *Reader) spare(ctx context.Context, cluster string, forgotten map[string]Forgotten) error {
+// Spared are the snapshots that it names: of those a mark says that they may go, and the
+// hold that they may not yet.
+func (h Hold) Spared() []string {
+	if h.Kind == HoldSnapshot {
+		return append([]string{h.Snapshot}, h.Spares...)
+	}
+	return h.Spares
+}
+
+// Marked reads which snapshots are under a mark, by id, without those that a hold in
+// force spares; marks are all there are.
+func (r *Reader) Marked(ctx context.Context, cluster string) (forgotten map[string]Forgotten, marks Notes[Forgotten], err error) {
+	if marks, err = r.Forgotten(ctx, cluster); err != nil {
+		return nil, marks, err
+	}
+	forgotten = map[string]Forgotten{}
+	for _, m := range marks.List {
+		for _, id := range m.Body.Snapshots {
+			forgotten[id] = m.Body
+		}
+	}
 	if len(forgotten) == 0 {
-		return nil
+		return forgotten, marks, nil
 	}
 	holds, err := r.Holds(ctx, cluster)
 	for _, h := range holds.InForce() {
-		if h.Kind == HoldSnapshot {
-			delete(forgotten, h.Snapshot)
+		for _, id := range h.Spared() {
+			delete(forgotten, id)
 		}
 	}
-	return err
+	return forgotten, marks, err
 }

@@ -222,21 +222,13 @@ func (r *Reader) Snapshots(ctx context.Context, cluster string) (Snapshots, erro
 	if err != nil {
 		return Snapshots{}, err
 	}
-	marks, err := r.Forgotten(ctx, cluster)
+	forgotten, marks, err := r.Marked(ctx, cluster)
 	if err != nil {
 		return Snapshots{}, err
 	}
-	out := Snapshots{Notes: all, Forgotten: map[string]Forgotten{}, All: all.List, Begun: map[string]Intent{}}
+	out := Snapshots{Notes: all, Forgotten: forgotten, All: all.List, Begun: map[string]Intent{}}
 	out.Complete = all.Complete && marks.Complete
 	out.Faults = append(out.Faults, marks.Faults...)
-	for _, m := range marks.List {
-		for _, id := range m.Body.Snapshots {
-			out.Forgotten[id] = m.Body
-		}
-	}
-	if err := r.spare(ctx, cluster, out.Forgotten); err != nil {
-		return Snapshots{}, err
-	}
 	sort.SliceStable(out.All, func(i, j int) bool { return olderSnapshot(out.All[i].Body, out.All[j].Body) })
 	out.List = nil
 	committed := map[string]bool{}
