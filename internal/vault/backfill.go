@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/holdfast-dr/holdfast/internal/zone"
 )
 
 // Run pays what zones owe, by itself, until ctx ends: removals first, then what
@@ -73,15 +76,13 @@ func (c *core) catchUp(ctx context.Context, m *member) error {
 	if err := m.ping(ctx); err != nil {
 		return err
 	}
-	if err := c.learnMarks(ctx, m); err != nil {
-		return err
-	}
-	var first error
+	first := c.learnMarks(ctx, m)
+	knows := first == nil
 	for phase := range phases {
 		if err := c.payPhase(ctx, m, phase); first == nil {
 			first = err
 		}
-		if phase == phaseMarks && first == nil && m.reconciled() && c.cfg.OnReturn != nil {
+		if phase == phaseMarks && knows && first == nil && m.reconciled() && c.cfg.OnReturn != nil {
 			c.cfg.OnReturn(m.name)
 		}
 		if _, fault := m.health(); fault != nil || ctx.Err() != nil {
@@ -96,21 +97,52 @@ func (c *core) catchUp(ctx context.Context, m *member) error {
 }
 
 // learnMarks owes a zone that was away the marks and tombstones that others show:
-// it may be an older state of itself, of which no journal knows.
+// it may be an older state of itself, of which no journal knows. An error leaves it
+// stale: it, or too few of the others, did not answer.
 func (c *core) learnMarks(ctx context.Context, m *member) error {
-	if !m.isStale() {
+	others := set{n: len(c.all) - 1, quorum: max(1, c.cfg.Quorum-1)} // its own word does not count
+	for _, o := range c.all {
+		if o != m {
+			others.members = append(others.members, o)
+		}
+	}
+	if !m.isStale() || others.n == 0 {
 		return nil
 	}
 	for _, prefix := range []string{"forgotten/", "tombstones/"} {
-		lacks, faults := c.compare(ctx, prefix)
-		if err := faults[m]; err != nil {
+		own, err := m.list(ctx, prefix)
+		if err != nil {
 			return fmt.Errorf("comparing %s: %w", prefix, err)
 		}
-		if err := c.oweMissing(m, lacks[m]); err != nil {
+		found, faults := gather(ctx, others, c.cfg.SlowAfter, func(ctx context.Context, o *member) ([]zone.Object, bool, error) {
+			objects, err := o.list(ctx, prefix)
+			return objects, false, err
+		})
+		if err := c.oweMissing(m, c.lacking(m, own, found)); err != nil {
 			return err
+		}
+		if answered(others, faults) < others.proof() {
+			return &Faults{Act: "comparing " + prefix, Kind: ErrDoubt, Zones: faults}
 		}
 	}
 	return nil
+}
+
+// lacking is what others show, belongs into a zone, and is not among its own.
+func (c *core) lacking(m *member, own []zone.Object, found map[string][]zone.Object) (out []zone.Object) {
+	seen := map[string]bool{}
+	for _, o := range own {
+		seen[o.Name] = true
+	}
+	for _, objects := range found {
+		for _, o := range objects {
+			if !seen[o.Name] && !c.flights.busy(o.Name) && !m.owes(o.Name) && slices.Contains(c.root().placed(o.Name).members, m) {
+				out = append(out, o)
+			}
+			seen[o.Name] = true
+		}
+	}
+	return out
 }
 
 // ping sees whether a zone that was down is back.

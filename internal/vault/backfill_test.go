@@ -255,7 +255,21 @@ func TestAZoneBackFromTheDeadLearnsWhatIsForgottenBeforeItServes(t *testing.T) {
 	mu.Lock()
 	returned = nil
 	mu.Unlock()
+	h.zones[2].fail(errBroken) // it may be the only one that knows of a mark
 	h.run()
+	eventually(t, "zone a has what the other one knows", func() bool { return h.holds(0, mark, body(2)) && h.holds(0, tomb, body(3)) })
+	h.zones[2].set(func(u *unruly) { u.asked = 0 })
+	eventually(t, "zone c was asked in vain", func() bool {
+		asked := 0
+		h.zones[2].set(func(u *unruly) { asked = u.asked })
+		return asked > 12
+	})
+	mu.Lock()
+	if slices.Contains(returned, "a") {
+		t.Error("zone a was told to be back on the word of one other zone")
+	}
+	mu.Unlock()
+	h.zones[2].fail(nil)
 	eventually(t, "zone a is told to be back", func() bool {
 		mu.Lock()
 		defer mu.Unlock()

@@ -30,6 +30,7 @@ type unruly struct {
 	hang  chan struct{} // nil: calls go on
 	fault error
 	delay time.Duration
+	asked int // calls
 	hung  int
 	peak  int
 }
@@ -59,6 +60,7 @@ func (u *unruly) MayVanish() bool { return true }
 func (u *unruly) obey(ctx context.Context) error {
 	u.mu.Lock()
 	hang, fault, delay := u.hang, u.fault, u.delay
+	u.asked++
 	if hang != nil {
 		u.hung++
 		u.peak = max(u.peak, u.hung)
