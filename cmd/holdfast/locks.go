@@ -196,13 +196,7 @@ func (n *node) lockIdentities(ctx context.Context) error {
 
 // lockIdentity locks the oldest version: the one that was there first.
 func lockIdentity(ctx context.Context, d zone.Driver, end lockEnd) error {
-	version := ""
-	err := d.ListVersions(ctx, zone.IdentityName, func(o zone.Object) error {
-		if o.Name == zone.IdentityName && !o.Marker {
-			version = o.Version
-		}
-		return nil
-	})
+	version, err := zone.OldestIdentity(ctx, d)
 	if err != nil {
 		return err
 	}

@@ -93,11 +93,15 @@ func (h Holds) InForce() []Hold {
 
 // Holds reads a cluster's holds. A release that cannot be believed ends nothing.
 func (r *Reader) Holds(ctx context.Context, cluster string) (Holds, error) {
-	list, err := notes[Hold](ctx, r, HoldsOf(cluster), KindHold, cluster, suffix("/hold.note"))
+	listing, err := r.list(ctx, HoldsOf(cluster))
 	if err != nil {
 		return Holds{}, err
 	}
-	ends, err := notes[Released](ctx, r, HoldsOf(cluster), KindReleased, cluster, suffix("/released.note"))
+	list, err := pick[Hold](ctx, r, listing, KindHold, cluster, suffix("/hold.note"))
+	if err != nil {
+		return Holds{}, err
+	}
+	ends, err := pick[Released](ctx, r, listing, KindReleased, cluster, suffix("/released.note"))
 	if err != nil {
 		return Holds{}, err
 	}

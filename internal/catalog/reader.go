@@ -114,17 +114,30 @@ func (n Notes[T]) Bodies() []T {
 
 // notes lists prefix and opens every name that want accepts.
 func notes[T any](ctx context.Context, r *Reader, prefix, kind, cluster string, want func(name string) bool) (Notes[T], error) {
+	listing, err := r.list(ctx, prefix)
+	if err != nil {
+		return Notes[T]{}, err
+	}
+	return pick[T](ctx, r, listing, kind, cluster, want)
+}
+
+func (r *Reader) list(ctx context.Context, prefix string) (vault.Listing, error) {
 	listing, err := r.src.List(ctx, prefix)
 	if err != nil {
-		return Notes[T]{}, fmt.Errorf("listing %s: %w", prefix, err)
+		return listing, fmt.Errorf("listing %s: %w", prefix, err)
 	}
+	return listing, nil
+}
+
+// pick opens every name of a listing that want accepts.
+func pick[T any](ctx context.Context, r *Reader, listing vault.Listing, kind, cluster string, want func(name string) bool) (out Notes[T], err error) {
 	var entries []vault.Entry
 	for _, e := range listing.Objects {
 		if want(e.Name) {
 			entries = append(entries, e)
 		}
 	}
-	out := Notes[T]{Complete: listing.Complete}
+	out.Complete = listing.Complete
 	for _, z := range listing.Zones {
 		if z.Err != nil {
 			out.Missing = append(out.Missing, Fault{z.Name, z.Err})
@@ -214,11 +227,15 @@ type Snapshots struct {
 
 // Snapshots reads a cluster's snapshots: notes first, then forgotten marks (R2).
 func (r *Reader) Snapshots(ctx context.Context, cluster string) (Snapshots, error) {
-	all, err := notes[Snapshot](ctx, r, SnapshotsDir(cluster), KindSnapshot, cluster, suffix("/snapshot.note"))
+	listing, err := r.list(ctx, SnapshotsDir(cluster))
 	if err != nil {
 		return Snapshots{}, err
 	}
-	intents, err := notes[Intent](ctx, r, SnapshotsDir(cluster), KindIntent, cluster, suffix("/intent.note"))
+	all, err := pick[Snapshot](ctx, r, listing, KindSnapshot, cluster, suffix("/snapshot.note"))
+	if err != nil {
+		return Snapshots{}, err
+	}
+	intents, err := pick[Intent](ctx, r, listing, KindIntent, cluster, suffix("/intent.note"))
 	if err != nil {
 		return Snapshots{}, err
 	}

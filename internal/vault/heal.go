@@ -224,8 +224,8 @@ func (m *member) extend(ctx context.Context, n Need, until time.Time) error {
 		return nil
 	}
 	var versions []string
-	err := m.ListVersions(ctx, n.Name, func(o zone.Object) error {
-		if o.Name == n.Name && o.Size == n.Size && !o.Marker {
+	err := m.eachVersion(ctx, n.Name, func(o zone.Object) error {
+		if o.Size == n.Size && !o.Marker {
 			versions = append(versions, o.Version)
 		}
 		return nil

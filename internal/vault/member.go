@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"slices"
 	"sync"
@@ -212,10 +213,7 @@ var errEnough = errors.New("enough was listed")
 // delete markers left out.
 func (m *member) versions(ctx context.Context, name string) ([]zone.Object, error) {
 	var out []zone.Object
-	collect := func(o zone.Object) error {
-		if o.Name != name {
-			return errEnough // names come in order: the name itself is first
-		}
+	err := m.eachVersion(ctx, name, func(o zone.Object) error {
 		if o.Marker {
 			return nil
 		}
@@ -224,15 +222,43 @@ func (m *member) versions(ctx context.Context, name string) ([]zone.Object, erro
 		}
 		out = append(out, o)
 		return nil
-	}
-	err := m.ListVersions(ctx, name, collect)
-	if errors.Is(err, errors.ErrUnsupported) {
-		out = nil
-		err = m.List(ctx, name, collect)
-	}
-	if err != nil && !errors.Is(err, errEnough) {
+	})
+	if err != nil {
 		return nil, err
 	}
 	slices.Reverse(out)
 	return out, nil
+}
+
+// eachVersion gives yield what is kept under exactly this name, newest first, delete
+// markers included. errEnough from yield ends it.
+func (m *member) eachVersion(ctx context.Context, name string, yield func(zone.Object) error) error {
+	if single, ok := m.store.(zone.SingleVersion); ok && single.SingleVersion() {
+		o, err := m.Stat(ctx, name, "")
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err == nil:
+			err = yield(o)
+		}
+		return enough(err)
+	}
+	exactly := func(o zone.Object) error {
+		if o.Name != name {
+			return errEnough // names come in order: the name itself is first
+		}
+		return yield(o)
+	}
+	err := m.ListVersions(ctx, name, exactly)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = m.List(ctx, name, exactly)
+	}
+	return enough(err)
+}
+
+func enough(err error) error {
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
 }

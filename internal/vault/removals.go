@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -166,46 +165,25 @@ func (m *member) removeAll(ctx context.Context, name string) error {
 }
 
 // everyVersion lists at most some thousands of versions and markers of a name.
-func (m *member) everyVersion(ctx context.Context, name string) ([]zone.Object, error) {
-	if single, ok := m.store.(zone.SingleVersion); ok && single.SingleVersion() {
-		o, err := m.Stat(ctx, name, "")
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil, nil
-		case err != nil:
-			return nil, err
-		}
-		return []zone.Object{o}, nil
-	}
-	var out []zone.Object
-	collect := func(o zone.Object) error {
-		if o.Name != name || len(out) == 4096 {
+func (m *member) everyVersion(ctx context.Context, name string) (out []zone.Object, err error) {
+	err = m.eachVersion(ctx, name, func(o zone.Object) error {
+		if out = append(out, o); len(out) == 4096 {
 			return errEnough
 		}
-		out = append(out, o)
 		return nil
-	}
-	err := m.ListVersions(ctx, name, collect)
-	if errors.Is(err, errors.ErrUnsupported) {
-		out = nil
-		err = m.List(ctx, name, collect)
-	}
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
+	})
 	return out, err
 }
 
 // RemoveVersion removes one version in one zone.
 func (r Remover) RemoveVersion(ctx context.Context, zoneName, name, version string) error {
-	for _, m := range r.v.all {
-		if m.name == zoneName {
-			err := m.RemoveVersion(ctx, name, version)
-			m.saw(err, 0)
-			return err
-		}
+	m, err := r.v.memberNamed(zoneName)
+	if err != nil {
+		return fmt.Errorf("removing %s: %w", name, err)
 	}
-	return fmt.Errorf("removing %s: the vault has no zone %q", name, zoneName)
+	err = m.RemoveVersion(ctx, name, version)
+	m.saw(err, 0)
+	return err
 }
 
 // Versions lists every version and marker under prefix in every zone of the

@@ -53,7 +53,7 @@ func (id Identity) check(want Identity) error {
 // was not put there by Initialise. fs.ErrNotExist where there is none; it is the
 // caller's to doubt that.
 func ReadIdentity(ctx context.Context, r Reader) (Identity, error) {
-	version, err := oldestIdentity(ctx, r)
+	version, err := OldestIdentity(ctx, r)
 	if err != nil {
 		return Identity{}, fmt.Errorf("look for %s: %w", IdentityName, err)
 	}
@@ -67,10 +67,10 @@ func showsIdentity(ctx context.Context, r Reader, want Identity) error {
 	if err == nil {
 		err = id.check(want)
 	}
-	if err == nil || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrUnreachable) {
 		return err
 	}
-	version, lerr := oldestIdentity(ctx, r)
+	version, lerr := OldestIdentity(ctx, r)
 	if lerr != nil || version == "" {
 		return err
 	}
@@ -80,8 +80,9 @@ func showsIdentity(ctx context.Context, r Reader, want Identity) error {
 	return id.check(want)
 }
 
-// oldestIdentity is "" where there are no versions, or none of it.
-func oldestIdentity(ctx context.Context, r Reader) (version string, err error) {
+// OldestIdentity is the version of holdfast.json that was there first: whatever was laid
+// over it later is not the zone's. It is "" where there are no versions, or none of it.
+func OldestIdentity(ctx context.Context, r Reader) (version string, err error) {
 	l, ok := r.(VersionLister)
 	if !ok {
 		return "", nil
