@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/zone"
@@ -15,9 +16,8 @@ import (
 
 // Examined is what one zone's copy of an object was found to be.
 type Examined struct {
-	Version string    // that has the right bytes; "" where the store keeps none
-	Hidden  error     // what is wrong with the latest version, where an older one is right
-	Locked  time.Time // until when the zone shows that version to be locked; zero: it is not
+	Version string // that has the right bytes; "" for the latest
+	Hidden  error  // what is wrong with the latest version, where an older one is right
 }
 
 // Examine reads what one zone holds of an object, every byte and as it comes, and
@@ -47,7 +47,7 @@ func (v *Vault) memberNamed(name string) (*member, error) {
 
 func (m *member) examine(ctx context.Context, want Need, pace func(context.Context, int) error) (x Examined, err error) {
 	if err = m.sameBytes(ctx, want, "", pace); err == nil {
-		return m.observed(ctx, want.Name, x)
+		return x, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, zone.ErrDigest) {
 		return x, err
@@ -61,16 +61,9 @@ func (m *member) examine(ctx context.Context, want Need, pace func(context.Conte
 			continue
 		}
 		if m.sameBytes(ctx, want, o.Version, pace) == nil {
-			x.Version, x.Hidden = o.Version, err
-			return m.observed(ctx, want.Name, x)
+			return Examined{o.Version, err}, nil
 		}
 	}
-	return x, err
-}
-
-func (m *member) observed(ctx context.Context, name string, x Examined) (Examined, error) {
-	o, err := m.Stat(ctx, name, x.Version)
-	x.Version, x.Locked = o.Version, o.LockedUntil
 	return x, err
 }
 
@@ -105,36 +98,24 @@ func (m *member) sameBytes(ctx context.Context, want Need, version string, pace 
 	return nil
 }
 
-// ExtendLock makes every version in one zone that can be the object undeletable
-// until a later moment, and tells until when the zone shows the oldest to be locked.
-// errors.ErrUnsupported where the zone does not lock.
-func (w Writer) ExtendLock(ctx context.Context, zoneName string, want Need, until time.Time) (locked time.Time, err error) {
-	m, err := w.v.memberNamed(zoneName)
+// lengthen makes every version that can be the object undeletable until a later moment,
+// and tells until when the zone shows the oldest to be locked. errors.ErrUnsupported where
+// the zone does not lock.
+func (m *member) lengthen(ctx context.Context, want Need, until time.Time) (locked time.Time, err error) {
+	defer func() { m.saw(err, 0) }()
+	versions, err := m.versions(ctx, want.Name)
 	if err != nil {
 		return locked, err
 	}
-	versions, err := m.versions(ctx, want.Name)
-	found := false
+	versions = slices.DeleteFunc(versions, func(o zone.Object) bool { return o.Size != want.Size })
+	if len(versions) == 0 {
+		return locked, fs.ErrNotExist
+	}
 	for _, o := range versions {
-		if err != nil || o.Size != want.Size {
-			continue
+		if err := m.ExtendLock(ctx, want.Name, o.Version, until); err != nil { // it never shortens
+			return locked, fmt.Errorf("locking %s: %w", want.Name, err)
 		}
-		var shown zone.Object
-		if shown, err = m.Stat(ctx, want.Name, o.Version); err == nil && shown.LockedUntil.Before(until) {
-			if err = m.ExtendLock(ctx, want.Name, o.Version, until); err == nil {
-				shown, err = m.Stat(ctx, want.Name, o.Version)
-			}
-		}
-		if !found {
-			locked = shown.LockedUntil
-		}
-		found = true
 	}
-	if err == nil && !found {
-		err = fs.ErrNotExist
-	}
-	if m.saw(err, 0); err != nil {
-		return locked, fmt.Errorf("locking %s: %w", want.Name, err)
-	}
-	return locked, nil
+	oldest, err := m.Stat(ctx, want.Name, versions[0].Version)
+	return oldest.LockedUntil, err
 }

@@ -197,7 +197,7 @@ func (s *Scrub) lock(ctx context.Context, m *member, targets []Target) error {
 			continue
 		}
 		g.Go(func() error {
-			at, err := Writer{Reader{s.v}}.ExtendLock(gctx, m.name, t.Need, t.LockUntil)
+			at, err := m.lengthen(gctx, t.Need, t.LockUntil)
 			if sick(err) || gctx.Err() != nil {
 				return err
 			}
@@ -272,23 +272,26 @@ func (s *Scrub) one(ctx context.Context, m *member, t Target) error {
 		wrong = fmt.Errorf("%w: %w", ErrHidden, x.Hidden)
 	}
 	if wrong != nil {
-		s.v.bad(m.name, t.Name, wrong)
 		if s.cfg.OnFault != nil {
 			s.cfg.OnFault(m.name, t.Name, wrong)
 		}
-	}
-	if wrong != nil {
-		if _, err := (Writer{Reader{s.v}}).Heal(ctx, t.Name, t.Size, t.SHA256); err != nil {
-			s.v.log.Info("a copy could not be healed in every zone", zap.String("object", t.Name), zap.Error(err))
+		if _, err := s.v.healOne(ctx, m, t.Need); err != nil {
+			s.v.log.Info("a copy could not be healed", zap.String("zone", m.name), zap.String("object", t.Name), zap.Error(err))
 		}
 		if x, err = s.v.Examine(ctx, m.name, t.Need, s.pace); sick(err) || ctx.Err() != nil {
 			return err
 		}
 	}
 	hidden := err == nil && x.Hidden != nil
+	var shown zone.Object
+	if err == nil && s.cfg.Locks[m.name] {
+		if shown, err = m.Stat(ctx, t.Name, x.Version); sick(err) || ctx.Err() != nil {
+			return err
+		}
+	}
 	return s.set(m, t.Name, func(n *seen) {
 		n.Bad, n.Hide = "", hidden
-		if n.Lock = x.Locked.Unix(); x.Locked.IsZero() {
+		if n.Lock = shown.LockedUntil.Unix(); shown.LockedUntil.IsZero() {
 			n.Lock = 0
 		}
 		if err != nil {
