@@ -81,7 +81,6 @@ type tending struct {
 	s       *vault.Scrub
 	found   *findings
 	refresh time.Duration
-	targets []vault.Target
 	at      time.Time // when the targets were read
 	fresh   bool      // that was in this turn
 }
@@ -126,9 +125,10 @@ func (t *tending) look(ctx context.Context) ([]vault.Coverage, error) {
 		if err != nil {
 			return nil, err
 		}
-		t.targets, t.at = targets, now
+		t.s.Expect(targets)
+		t.at = now
 	}
-	err := t.s.Turn(ctx, t.targets, min(max(t.refresh, 10*time.Second), turnMost))
+	err := t.s.Turn(ctx, min(max(t.refresh, 10*time.Second), turnMost))
 	return t.s.Coverage(), err
 }
 

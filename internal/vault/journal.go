@@ -280,6 +280,15 @@ func (j *journal[T]) all() []line[T] {
 	return out
 }
 
+// each gives f all that is there, in no order. f must not call the journal.
+func (j *journal[T]) each(f func(key string, value T)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for key, e := range j.live {
+		f(key, e.value)
+	}
+}
+
 func (j *journal[T]) get(key string) (T, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -61,8 +61,8 @@ type Scrub struct {
 
 	zones map[string]*journal[seen]
 	mu    sync.Mutex
-	total map[string]int // targets of the last turn, by zone
-	short map[string]int // of these, locks that end before they must
+	mine  map[string][]Target // what each zone should hold
+	short map[string]int      // of these, locks that end before they must
 }
 
 // OpenScrub opens the verification ledger. Close it before the vault.
@@ -70,7 +70,7 @@ func (v *Vault) OpenScrub(cfg ScrubConfig) (*Scrub, error) {
 	if v.cfg.State == "" {
 		return nil, fmt.Errorf("opening the verification ledger: %w", ErrReadOnly)
 	}
-	s := &Scrub{v: v, cfg: cfg, zones: map[string]*journal[seen]{}, total: map[string]int{}, short: map[string]int{}}
+	s := &Scrub{v: v, cfg: cfg, zones: map[string]*journal[seen]{}, mine: map[string][]Target{}, short: map[string]int{}}
 	for _, m := range v.members {
 		j := newJournal[seen]()
 		if err := j.open(pathIn(v.cfg.State, "scrub-"+m.name+".log")); err != nil {
@@ -107,61 +107,77 @@ func (s *Scrub) Coverage() []Coverage {
 	var out []Coverage
 	for _, m := range s.v.members {
 		s.mu.Lock()
-		c := Coverage{Zone: m.name, Objects: s.total[m.name], Short: s.short[m.name]}
+		c := Coverage{Zone: m.name, Objects: len(s.mine[m.name]), Short: s.short[m.name]}
 		s.mu.Unlock()
-		for _, e := range s.zones[m.name].all() {
-			at := time.Unix(e.Value.At, 0).UTC()
-			switch {
-			case e.Value.Bad != "":
-				c.Bad++
-			case e.Value.At == 0:
-				continue
-			case now.Sub(at) <= 2*s.cfg.Every:
-				c.Verified++
-			}
-			if e.Value.Hide {
-				c.Hidden++
-			}
-			if e.Value.At > 0 && (c.Oldest.IsZero() || at.Before(c.Oldest)) {
-				c.Oldest = at
-			}
-		}
+		s.zones[m.name].each(func(_ string, e seen) { c.add(e, now, s.cfg.Every) })
 		out = append(out, c)
 	}
 	return out
 }
 
-// Turn looks at every zone at once: first at the locks of all targets, then, for at
-// most as long as given, at the copies that were not read for longest. What is wrong
-// or missing is healed from a good copy. The targets are all there are: what is not
-// among them is forgotten. Zones that do not answer are left for the next turn.
-func (s *Scrub) Turn(ctx context.Context, targets []Target, most time.Duration) error {
+func (c *Coverage) add(e seen, now time.Time, every time.Duration) {
+	at := time.Unix(e.At, 0).UTC()
+	switch {
+	case e.Bad != "":
+		c.Bad++
+	case e.At == 0:
+		return
+	case now.Sub(at) <= 2*every:
+		c.Verified++
+	}
+	if e.Hide {
+		c.Hidden++
+	}
+	if e.At > 0 && (c.Oldest.IsZero() || at.Before(c.Oldest)) {
+		c.Oldest = at
+	}
+}
+
+// Expect says what must be in the zones, which is all there is: what is known of others
+// is forgotten.
+func (s *Scrub) Expect(targets []Target) {
+	for _, m := range s.v.members {
+		var mine []Target
+		names := make(map[string]bool, len(targets))
+		for _, t := range targets {
+			if slices.Contains(s.v.placed(t.Name).members, m) {
+				mine = append(mine, t)
+				names[t.Name] = true
+			}
+		}
+		j := s.zones[m.name]
+		var others []string
+		j.each(func(name string, _ seen) {
+			if !names[name] {
+				others = append(others, name)
+			}
+		})
+		for _, name := range others {
+			j.delete(name)
+		}
+		s.mu.Lock()
+		s.mine[m.name] = mine
+		s.mu.Unlock()
+	}
+}
+
+// Turn looks at every zone at once: first at the locks of all that is expected, then,
+// for at most as long as given, at the copies that were not read for longest. What is
+// wrong or missing is healed from a good copy. Zones that do not answer are left for the
+// next turn.
+func (s *Scrub) Turn(ctx context.Context, most time.Duration) error {
 	errs := make([]error, len(s.v.members))
 	var wg sync.WaitGroup
 	for i, m := range s.v.members {
-		wg.Go(func() { errs[i] = s.turn(ctx, m, targets, most) })
+		wg.Go(func() { errs[i] = s.turn(ctx, m, most) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-func (s *Scrub) turn(ctx context.Context, m *member, targets []Target, most time.Duration) error {
-	mine := make([]Target, 0, len(targets))
-	names := make(map[string]bool, len(targets))
-	for _, t := range targets {
-		if slices.Contains(s.v.placed(t.Name).members, m) && !s.v.barred(t.Name) {
-			mine = append(mine, t)
-			names[t.Name] = true
-		}
-	}
-	j := s.zones[m.name]
-	for _, e := range j.all() {
-		if !names[e.Key] {
-			j.delete(e.Key)
-		}
-	}
+func (s *Scrub) turn(ctx context.Context, m *member, most time.Duration) error {
 	s.mu.Lock()
-	s.total[m.name] = len(mine)
+	mine := s.mine[m.name]
 	s.mu.Unlock()
 	if s.cfg.Locks[m.name] {
 		if err := s.lock(ctx, m, mine); err != nil {
@@ -193,7 +209,7 @@ func (s *Scrub) lock(ctx context.Context, m *member, targets []Target) error {
 	var mu sync.Mutex
 	short := 0
 	for _, t := range targets {
-		if t.LockUntil.IsZero() || s.get(m, t.Name).Lock >= t.least().Unix() {
+		if t.LockUntil.IsZero() || s.get(m, t.Name).Lock >= t.least().Unix() || s.v.barred(t.Name) {
 			continue
 		}
 		g.Go(func() error {
@@ -245,6 +261,9 @@ func (s *Scrub) verify(ctx context.Context, m *member, targets []Target) error {
 	for _, t := range due {
 		if gctx.Err() != nil {
 			break
+		}
+		if s.v.barred(t.Name) {
+			continue // it is let go
 		}
 		g.Go(func() error { return s.one(gctx, m, t) })
 	}

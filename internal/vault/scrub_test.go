@@ -61,7 +61,8 @@ func TestRollingVerificationSeesHidesRotAndShortLocksAndMendsThem(t *testing.T) 
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
-	if err := s.Turn(t.Context(), targets, time.Minute); err != nil {
+	s.Expect(targets)
+	if err := s.Turn(t.Context(), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"a " + names[0] + " hidden=true", "b " + names[1] + " hidden=false"}
@@ -83,7 +84,7 @@ func TestRollingVerificationSeesHidesRotAndShortLocksAndMendsThem(t *testing.T) 
 			t.Errorf("zone %s was not mended", z.Name())
 		}
 	}
-	if err := s.Turn(t.Context(), targets, time.Minute); err != nil || len(log.take()) != 0 {
+	if err := s.Turn(t.Context(), time.Minute); err != nil || len(log.take()) != 0 {
 		t.Errorf("the second turn: %v, %q", err, log.take())
 	}
 }
@@ -105,7 +106,8 @@ func TestLocksThatAZoneMissedAreFoundAgainAndLengthened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Turn(t.Context(), target, time.Minute); !errors.Is(err, zone.ErrUnreachable) {
+	s.Expect(target)
+	if err := s.Turn(t.Context(), time.Minute); !errors.Is(err, zone.ErrUnreachable) {
 		t.Errorf("a turn without zone c: %v", err)
 	}
 	if err := s.Close(); err != nil { // the daemon ends before the zone is back
@@ -116,8 +118,9 @@ func TestLocksThatAZoneMissedAreFoundAgainAndLengthened(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
+	s.Expect(target)
 	eventually(t, "the lock in zone c", func() bool {
-		_ = s.Turn(t.Context(), target, time.Minute)
+		_ = s.Turn(t.Context(), time.Minute)
 		o, err := c.zones[2].Stat(t.Context(), name, "")
 		return err == nil && !o.LockedUntil.Before(until)
 	})
