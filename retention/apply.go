@@ -143,10 +143,14 @@ func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten) error {
 }
 
 func (k *Keeper) put(ctx context.Context, m catalog.Forgotten) error {
-	text, err := seal.SignNote(catalog.KindForgotten, m, k.Signer)
+	return k.putNote(ctx, catalog.ForgottenName(k.Cluster, m.ID), catalog.KindForgotten, m)
+}
+
+func (k *Keeper) putNote(ctx context.Context, name, kind string, body any) error {
+	text, err := seal.SignNote(kind, body, k.Signer)
 	if err != nil {
 		return err
 	}
-	_, err = k.Store.Put(ctx, catalog.ForgottenName(k.Cluster, m.ID), text, vault.PutOptions{})
+	_, err = k.Store.Put(ctx, name, text, vault.PutOptions{})
 	return err
 }

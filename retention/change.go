@@ -30,7 +30,7 @@ type Terms struct {
 func (p Policy) Terms() Terms {
 	return Terms{
 		p.Window.String(), p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly, p.zone().String(),
-		p.floor().String(), p.KeepAtMost.String(), p.RemovalGrace.String(), p.RenewAfter.String(),
+		p.Floor().String(), p.KeepAtMost.String(), p.RemovalGrace.String(), p.RenewAfter.String(),
 	}
 }
 
@@ -71,7 +71,7 @@ func (p Policy) shorter(old Policy) []string {
 		}
 	}
 	less("window", p.Window, old.Window)
-	less("keep_at_least", p.floor(), old.floor())
+	less("keep_at_least", p.Floor(), old.Floor())
 	switch {
 	case old.KeepAtMost == 0 && p.KeepAtMost > 0:
 		out = append(out, "keep_at_most "+short(p.KeepAtMost)+" instead of none")

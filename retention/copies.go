@@ -2,6 +2,7 @@ package retention
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"slices"
 	"time"
@@ -19,50 +20,75 @@ type copies struct {
 	zones  map[string][]zone.Object
 	faults map[string]error
 	size   int64
+	kinds  map[string]string   // of committed snapshots, by id
 	held   map[string][]string // holds, by the name of what a snapshot on hold needs
 }
 
-func (a *advance) read(ctx context.Context) error {
-	if a.found != nil {
-		return nil
-	}
-	in, err := a.Gather(ctx)
+// survey reads what stays and lists every zone, versions included.
+func (k *Keeper) survey(ctx context.Context) (*copies, error) {
+	in, err := k.Gather(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	all, err := a.Catalog.Snapshots(ctx, a.Cluster)
+	all, err := k.Catalog.Snapshots(ctx, k.Cluster)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c := &copies{
-		plan:  newPlanner(in),
-		begun: all.Begun, zones: map[string][]zone.Object{}, faults: map[string]error{}, size: 16 << 20,
-	}
+	c := &copies{plan: newPlanner(in), begun: all.Begun, kinds: map[string]string{}, size: segSizeOf(all.All), at: k.Now()}
 	for _, s := range all.All {
-		c.size = segSize(s.Body)
+		c.kinds[s.Body.ID] = s.Body.Kind
 	}
-	c.at = a.Now()
-	for _, prefix := range []string{catalog.SnapshotsDir(a.Cluster), catalog.WALRoot(a.Cluster)} {
-		zones, faults := a.Remover.Versions(ctx, prefix)
-		for z, objects := range zones {
-			c.zones[z] = append(c.zones[z], objects...)
+	if c.zones, c.faults, err = k.everyCopy(ctx); err != nil {
+		return nil, err
+	}
+	if c.held, err = k.heldNames(ctx, c.plan); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// everyCopy lists what every zone holds of the cluster, versions included; a zone that
+// did not answer to the end has a fault, and what it showed.
+func (k *Keeper) everyCopy(ctx context.Context) (zones map[string][]zone.Object, faults map[string]error, err error) {
+	zones, faults = map[string][]zone.Object{}, map[string]error{}
+	for _, prefix := range []string{catalog.SnapshotsDir(k.Cluster), catalog.WALRoot(k.Cluster)} {
+		found, wrong := k.Remover.Versions(ctx, prefix)
+		for z, objects := range found {
+			zones[z] = append(zones[z], objects...)
 		}
-		for z, err := range faults {
-			c.zones[z] = append(c.zones[z], []zone.Object{}...)
-			c.faults[z] = err
+		for z, err := range wrong {
+			zones[z] = append(zones[z], []zone.Object{}...)
+			faults[z] = err
 		}
 	}
-	if c.held, err = a.heldNames(ctx, c.plan); err != nil {
-		return err
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("listing the zones of %s: %w", k.Cluster, err)
 	}
-	a.found = c
-	return ctx.Err()
+	return zones, faults, nil
+}
+
+// segSizeOf is the size of a segment by the last of some snapshots.
+func segSizeOf(list []catalog.Noted[catalog.Snapshot]) int64 {
+	if n := len(list); n > 0 {
+		return segSize(list[n-1].Body)
+	}
+	return segSize(catalog.Snapshot{})
+}
+
+func (a *advance) read(ctx context.Context) (err error) {
+	if a.found == nil {
+		a.found, err = a.survey(ctx)
+	}
+	return err
 }
 
 // holdsOn are the holds that keep an object.
 func (c *copies) holdsOn(name string) []string {
 	if why := c.held[name]; len(why) > 0 {
 		return why
+	}
+	if len(c.plan.spans) == 0 {
+		return nil
 	}
 	f, ok := parseWALObject(name, c.size)
 	if !ok {
@@ -104,7 +130,7 @@ func (a *advance) count(ctx context.Context, one *Purge, t catalog.Tombstone, ab
 // countZone counts in one zone; held says that a hold keeps some of it.
 func (a *advance) countZone(name string, suspended []string, absent catalog.Absent, seen bool) (z PurgeZone, held bool) {
 	c := a.found
-	z = PurgeZone{Name: name, BlockedBy: slices.Clone(suspended)}
+	z = PurgeZone{Name: name, BlockedBy: append([]string{}, suspended...)}
 	if err := c.faults[name]; err != nil {
 		z.BlockedBy = append(z.BlockedBy, "the zone did not answer: "+err.Error())
 	}
@@ -137,9 +163,6 @@ func (a *advance) countZone(name string, suspended []string, absent catalog.Abse
 	}
 	if held {
 		z.LastEnds = time.Time{}
-	}
-	if z.BlockedBy == nil {
-		z.BlockedBy = []string{}
 	}
 	return z, held
 }

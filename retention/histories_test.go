@@ -215,7 +215,7 @@ func (l *life) check(in Inputs, p Plan) error {
 	for _, s := range in.Snapshots {
 		must := slices.ContainsFunc(p.OverRetained, func(o OverRetained) bool { return o.ID == s.ID })
 		switch ceiling := l.policy.KeepAtMost; {
-		case l.now.Sub(s.FinishedAt) < l.policy.floor() && !left[s.ID]:
+		case l.now.Sub(s.FinishedAt) < l.policy.Floor() && !left[s.ID]:
 			return fmt.Errorf("%s is gone below its floor", s.ID)
 		case ceiling > 0 && left[s.ID] && !must && l.now.Sub(s.Oldest) >= ceiling:
 			return fmt.Errorf("%s stays past its ceiling and nobody is told", s.ID)

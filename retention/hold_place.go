@@ -3,7 +3,6 @@ package retention
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -142,8 +141,7 @@ func (k *Keeper) tellHold(ctx context.Context, typ, id, name, kind string, body 
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(text)
-	e.Note = hex.EncodeToString(sum[:])
+	e.Note = catalog.HashNote(text)
 	if _, err := k.Ledger.AppendAnchored(ctx, typ, map[string]string{"cluster": k.Cluster, "hold": id}, e); err != nil {
 		return err
 	}

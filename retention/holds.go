@@ -190,7 +190,7 @@ func (h *Hold) asked(tombs []catalog.Tombstone) {
 
 // spares are the snapshots that a hold needs of those under a mark that is not due yet.
 func (k *Keeper) spares(ctx context.Context, snaps catalog.Snapshots, h catalog.Hold) ([]string, error) {
-	in, err := k.Gather(ctx)
+	in, err := k.gather(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -297,7 +297,7 @@ func (k *Keeper) Held(ctx context.Context) (map[string][]string, error) {
 	if err != nil || len(holds.InForce()) == 0 {
 		return nil, err
 	}
-	in, err := k.Gather(ctx)
+	in, err := k.gather(ctx)
 	if err != nil {
 		return nil, err
 	}

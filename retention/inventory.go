@@ -42,6 +42,7 @@ type Inventory struct {
 	At       time.Time
 	Holdings []Holding // by zone and class
 	Faults   map[string]error
+	Held     map[string][]string // holds, by the snapshot that they keep
 }
 
 // sampled is how many names of each zone and class are a sample.
@@ -50,43 +51,18 @@ const sampled = 16
 // Inventory lists every zone, versions included. Lineages are not counted: they hold
 // no data and stay.
 func (k *Keeper) Inventory(ctx context.Context) (Inventory, error) {
-	in, err := k.Gather(ctx)
+	c, err := k.survey(ctx)
 	if err != nil {
 		return Inventory{}, err
 	}
-	p := newPlanner(in)
-	held, err := k.heldNames(ctx, p)
-	if err != nil {
-		return Inventory{}, err
-	}
-	c := &copies{plan: p, held: held, size: 16 << 20}
-	snaps, err := k.Catalog.Snapshots(ctx, k.Cluster)
-	if err != nil {
-		return Inventory{}, err
-	}
-	kinds := map[string]string{}
-	for _, s := range snaps.All {
-		c.size, kinds[s.Body.ID] = segSize(s.Body), s.Body.Kind
-	}
-	out := Inventory{At: k.Now().UTC(), Faults: map[string]error{}}
+	out := Inventory{At: c.at.UTC(), Faults: c.faults, Held: c.plan.held}
 	found := map[string]map[string][]zone.Object{}
-	for _, prefix := range []string{catalog.SnapshotsDir(k.Cluster), catalog.WALRoot(k.Cluster)} {
-		zones, faults := k.Remover.Versions(ctx, prefix)
-		for z, err := range faults {
-			out.Faults[z] = err
+	for z, objects := range c.zones {
+		found[z] = map[string][]zone.Object{}
+		for _, o := range objects {
+			class := k.classOf(o.Name, c.kinds)
+			found[z][class] = append(found[z][class], o)
 		}
-		for z, objects := range zones {
-			if found[z] == nil {
-				found[z] = map[string][]zone.Object{}
-			}
-			for _, o := range objects {
-				class := k.classOf(o.Name, kinds)
-				found[z][class] = append(found[z][class], o)
-			}
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return out, fmt.Errorf("listing the zones of %s: %w", k.Cluster, err)
 	}
 	for _, z := range sortedKeys(found) {
 		for _, class := range sortedKeys(found[z]) {
@@ -165,19 +141,27 @@ func (k *Keeper) heldNames(ctx context.Context, p *planner) (map[string][]string
 		if len(p.held[s.ID]) == 0 {
 			continue
 		}
-		body, err := k.Store.Get(ctx, s.Objects.Name, s.Objects.Size, s.Objects.SHA256)
+		refs, err := k.refs(ctx, s)
 		if err != nil {
-			return nil, fmt.Errorf("reading what snapshot %s needs: %w", s.ID, err)
+			return nil, err
 		}
-		refs, err := catalog.DecodeObjects(bytes.NewReader(body))
-		if err != nil {
-			return nil, fmt.Errorf("reading what snapshot %s needs: %w", s.ID, err)
-		}
-		dir := catalog.SnapshotDir(k.Cluster, s.ID)
-		refs = append(refs, catalog.Ref{Name: dir + "objects.list"}, catalog.Ref{Name: dir + "snapshot.note"}, catalog.Ref{Name: dir + "intent.note"})
+		refs = append(refs, catalog.Ref{Name: s.Objects.Name}, catalog.Ref{Name: catalog.SnapshotName(k.Cluster, s.ID)}, catalog.Ref{Name: catalog.IntentName(k.Cluster, s.ID)})
 		for _, r := range refs {
 			held[r.Name] = append(held[r.Name], p.why[s.ID]...)
 		}
 	}
 	return held, nil
+}
+
+// refs are what a snapshot needs, by its list.
+func (k *Keeper) refs(ctx context.Context, s catalog.Snapshot) ([]catalog.Ref, error) {
+	body, err := k.Store.Get(ctx, s.Objects.Name, s.Objects.Size, s.Objects.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("reading what snapshot %s needs: %w; nothing is removed before that is known", s.ID, err)
+	}
+	refs, err := catalog.DecodeObjects(bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("reading what snapshot %s needs: %w", s.ID, err)
+	}
+	return refs, nil
 }

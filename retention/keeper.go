@@ -120,6 +120,14 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 
 // Gather reads all that a plan follows from.
 func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
+	if in, err = k.gather(ctx); err != nil {
+		return in, err
+	}
+	return in, k.gatherPassed(ctx, &in)
+}
+
+// gather leaves out where spans on hold end: which snapshots stay does not follow from it.
+func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 	st, err := k.load()
 	if err != nil {
 		return in, err
@@ -162,10 +170,7 @@ func (k *Keeper) Gather(ctx context.Context) (in Inputs, err error) {
 	if err := k.gatherHolds(ctx, &in); err != nil {
 		return in, err
 	}
-	if err := k.gatherWAL(ctx, &in); err != nil {
-		return in, err
-	}
-	return in, k.gatherPassed(ctx, &in)
+	return in, k.gatherWAL(ctx, &in)
 }
 
 func incomplete[T any](in *Inputs, what string, n catalog.Notes[T]) {

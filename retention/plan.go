@@ -235,8 +235,8 @@ func (p *planner) keepFloor() {
 	for _, s := range p.Snapshots {
 		if p.Policy.zero() {
 			p.insist(s.ID, "the policy sets no end")
-		} else if age := p.Now.Sub(s.FinishedAt); age < p.Policy.floor() {
-			p.insist(s.ID, "keep_at_least %s", short(p.Policy.floor()))
+		} else if age := p.Now.Sub(s.FinishedAt); age < p.Policy.Floor() {
+			p.insist(s.ID, "keep_at_least %s", short(p.Policy.Floor()))
 		}
 	}
 }

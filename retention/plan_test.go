@@ -463,7 +463,7 @@ func checkPlan(t *rapid.T, in Inputs) {
 				proven = s.ID
 			}
 		}
-		if noon.Sub(s.FinishedAt) < in.Policy.floor() && !keep[s.ID] {
+		if noon.Sub(s.FinishedAt) < in.Policy.Floor() && !keep[s.ID] {
 			t.Fatalf("%s goes below the floor", s.ID)
 		}
 		over := slices.ContainsFunc(p.OverRetained, func(o OverRetained) bool { return o.ID == s.ID })

@@ -32,7 +32,8 @@ func (p Policy) zero() bool {
 	return q == Policy{}
 }
 
-func (p Policy) floor() time.Duration {
+// Floor is how long a snapshot stays at least.
+func (p Policy) Floor() time.Duration {
 	if p.KeepAtLeast > 0 {
 		return p.KeepAtLeast
 	}
@@ -70,7 +71,7 @@ func (p Policy) Check() error {
 	if min(p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly) < 0 {
 		errs = append(errs, errors.New("a count below 0"))
 	}
-	if p.KeepAtMost > 0 && p.KeepAtMost <= max(p.Window, p.floor())+p.RemovalGrace+p.RenewAfter+p.Lead {
+	if p.KeepAtMost > 0 && p.KeepAtMost <= max(p.Window, p.Floor())+p.RemovalGrace+p.RenewAfter+p.Lead {
 		errs = append(errs, fmt.Errorf("keep_at_most %s leaves no room for window, keep_at_least, renew_after and removal_grace", p.KeepAtMost))
 	}
 	if len(errs) > 0 {
@@ -108,6 +109,3 @@ func (p Policy) tiers() []tier {
 		{"yearly", p.Yearly, func(t time.Time) string { return t.Format("2006") }},
 	}
 }
-
-// Floor is how long a snapshot stays at least.
-func (p Policy) Floor() time.Duration { return p.floor() }

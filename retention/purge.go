@@ -17,7 +17,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/tenancy"
-	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
 // Purger sees deleted projects of one cluster through to their certificates. Its
@@ -183,15 +182,6 @@ func (p *Purger) open(ctx context.Context, mac string) (*catalog.Tombstone, erro
 		}
 	}
 	return nil, tombs.Require()
-}
-
-func (p *Purger) putNote(ctx context.Context, name, kind string, body any) error {
-	text, err := seal.SignNote(kind, body, p.Signer)
-	if err != nil {
-		return err
-	}
-	_, err = p.Store.Put(ctx, name, text, vault.PutOptions{})
-	return err
 }
 
 // DeleteInLive deletes a project in live, in one transaction. typed is as in

@@ -2,7 +2,6 @@ package retention
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
@@ -25,22 +24,21 @@ func (k *Keeper) Revisit(ctx context.Context) (again []string, err error) {
 		_, swept := st.Swept[m.ID]
 		return !swept
 	})
-	size, err := k.segmentSize(ctx)
+	snaps, err := k.Catalog.Snapshots(ctx, k.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	for _, prefix := range []string{catalog.SnapshotsDir(k.Cluster), catalog.WALRoot(k.Cluster)} {
-		zones, _ := k.Remover.Versions(ctx, prefix)
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("looking again at what %s let go: %w", k.Cluster, err)
-		}
-		for _, objects := range zones {
-			for _, o := range objects {
-				if i := k.letGo(done, o, size); i >= 0 {
-					again = append(again, done[i].ID)
-					delete(st.Swept, done[i].ID)
-					done = slices.Delete(done, i, i+1)
-				}
+	zones, _, err := k.everyCopy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	size := segSizeOf(snaps.All)
+	for _, objects := range zones {
+		for _, o := range objects {
+			if i := k.letGo(done, o, size); i >= 0 {
+				again = append(again, done[i].ID)
+				delete(st.Swept, done[i].ID)
+				done = slices.Delete(done, i, i+1)
 			}
 		}
 	}
@@ -64,15 +62,4 @@ func (k *Keeper) letGo(done []catalog.Forgotten, o zone.Object, size int64) int 
 	return slices.IndexFunc(done, func(m catalog.Forgotten) bool {
 		return !(m.OnlyCovered() && whole) && slices.ContainsFunc(m.WAL, func(s catalog.WALSpan) bool { return inSpan(f, s) })
 	})
-}
-
-func (k *Keeper) segmentSize(ctx context.Context) (int64, error) {
-	snaps, err := k.Catalog.Snapshots(ctx, k.Cluster)
-	if err != nil {
-		return 0, err
-	}
-	if n := len(snaps.All); n > 0 {
-		return segSize(snaps.All[n-1].Body), nil
-	}
-	return 16 << 20, nil
 }

@@ -47,7 +47,7 @@ func TestASimulationEndsAsThePolicySays(t *testing.T) {
 		t.Errorf("the window reaches %s back", from)
 	}
 	for _, l := range s.Snapshots {
-		if !l.Marked.IsZero() && l.Marked.Sub(l.At) < p.floor() || l.Gone.After(l.At.Add(p.KeepAtMost)) {
+		if !l.Marked.IsZero() && l.Marked.Sub(l.At) < p.Floor() || l.Gone.After(l.At.Add(p.KeepAtMost)) {
 			t.Errorf("%+v", l)
 		}
 	}

@@ -1,7 +1,6 @@
 package retention
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -232,11 +231,7 @@ func (s *sweep) protectWAL(ctx context.Context, p *planner, kept []catalog.Snaps
 }
 
 func (s *sweep) keepObjects(ctx context.Context, n catalog.Snapshot) error {
-	body, err := s.Store.Get(ctx, n.Objects.Name, n.Objects.Size, n.Objects.SHA256)
-	if err != nil {
-		return fmt.Errorf("reading what snapshot %s needs: %w; nothing is removed before that is known", n.ID, err)
-	}
-	refs, err := catalog.DecodeObjects(bytes.NewReader(body))
+	refs, err := s.refs(ctx, n)
 	for _, r := range refs {
 		s.kept[r.Name] = true
 		if id, ok := holdingID(s.Cluster, r.Name); ok {
@@ -393,5 +388,5 @@ func (s *sweep) segSize() int64 {
 	if n := len(s.judge.Snapshots); n > 0 {
 		return segSize(s.judge.Snapshots[n-1])
 	}
-	return 16 << 20
+	return segSize(catalog.Snapshot{})
 }
