@@ -88,9 +88,7 @@ func TestAChainLosesItsBaseAndNothingThatTheNewestNeeds(t *testing.T) {
 
 func TestWhatAHoldKeptGoesWhenItIsReleased(t *testing.T) {
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 1, 0)
 	r.apply()
 	held := ago(9 * day).ID
 	h := r.hold(catalog.Hold{Kind: catalog.HoldSnapshot, Snapshot: held})
@@ -119,9 +117,7 @@ func TestAnInterruptedAttemptKeepsItsPacksUntilItIsGivenUp(t *testing.T) {
 	r := newRig(t, keepTwo)
 	base := ago(3 * day)
 	r.take(base)
-	for _, d := range []int{2, 1} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(2, 1)
 	r.note(catalog.IntentName("main", "attempt"), catalog.KindIntent, catalog.Intent{Cluster: "main", ID: "attempt", StartedAt: noon.Add(-47 * time.Hour), Base: base.ID})
 	half := r.object(catalog.PackName, "attempt", "half of it")
 	r.settle()

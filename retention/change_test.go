@@ -10,9 +10,7 @@ import (
 
 func TestAPolicyThatKeepsLessIsShownToldAndApproved(t *testing.T) {
 	r := newRig(t, Policy{Daily: 4, KeepAtMost: 60 * day, RemovalGrace: day})
-	for _, d := range []int{3, 2, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(3, 2, 1, 0)
 	if m := r.apply(); m.ID != "" {
 		t.Fatalf("marked %v", m.Snapshots)
 	}

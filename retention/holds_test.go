@@ -10,7 +10,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
-	"github.com/holdfast-dr/holdfast/internal/tenancy"
 )
 
 func onSnapshot(id, snapshot, why string) Hold {
@@ -110,9 +109,7 @@ func TestAProjectOnHoldKeepsTheSnapshotsBeforeTheHoldAndThePurge(t *testing.T) {
 
 func TestHoldsAreNotesThatOnlyReleasesEnd(t *testing.T) { // D7
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	held := ago(9 * day).ID
 	for name, h := range map[string]catalog.Hold{
 		"a snapshot that is not there":  {Kind: catalog.HoldSnapshot, Snapshot: "none", Reason: "x", By: "y", ReviewBy: noon.Add(day)},
@@ -169,9 +166,7 @@ func TestAHoldSparesWhatWasMarkedAndIsThere(t *testing.T) {
 		},
 	} {
 		r := newRig(t, keepTwo)
-		for _, d := range []int{9, 8, 1, 0} {
-			r.take(ago(time.Duration(d) * day))
-		}
+		r.takeAll(9, 8, 1, 0)
 		if m := r.apply(); !slices.Equal(m.Snapshots, []string{first, second}) {
 			t.Fatalf("%s: marked %v", name, m.Snapshots)
 		}
@@ -203,9 +198,7 @@ func TestAHoldSparesWhatWasMarkedAndIsThere(t *testing.T) {
 
 func TestAHoldThatCannotBeBelievedStopsEveryRemoval(t *testing.T) {
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	r.put(catalog.HoldName("main", "h1"), []byte("holdfast hold v2\n{}\n\n- x"))
 	p, err := r.keeper.Plan(t.Context(), false)
 	if noErr(t, err); p.Err() == nil || !strings.Contains(p.Err().Error(), "holds") {
@@ -216,14 +209,7 @@ func TestAHoldThatCannotBeBelievedStopsEveryRemoval(t *testing.T) {
 func TestAHoldOnAProjectSuspendsItsPurge(t *testing.T) { // R7 of the anchors
 	pg := pgtest.Start(t)
 	r, p, conn := purger(t, pg)
-	live, err := tenancy.Where(t.Context(), conn)
-	noErr(t, err)
-	r.note(catalog.LineageName("main", 2), catalog.KindLineage, catalog.Lineage{Cluster: "main", Epoch: 2, SystemID: live.SystemID, Timeline: 1, Parent: 1, ClaimedAt: noon.Add(-5 * day)})
-	ours := func(at lsn.LSN) func(*catalog.Snapshot) {
-		return func(s *catalog.Snapshot) {
-			s.Epoch, s.SystemID, s.StartLSN, s.StopLSN = 2, live.SystemID, at, at+1000
-		}
-	}
+	live, ours := r.live(conn)
 	with := ago(day, ours(live.LSN-100))
 	r.take(with)
 	v, err := p.Preview(t.Context(), conn, "1")

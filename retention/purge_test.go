@@ -57,17 +57,24 @@ func advanceOne(t *testing.T, p *Purger, conn *pgx.Conn) Purge {
 	return list[0]
 }
 
+// live is where the database of conn is, whose server took over from the rig's in lineage
+// 2; ours makes a snapshot one of it, that begins at a place.
+func (r *rig) live(conn *pgx.Conn) (at tenancy.Seen, ours func(lsn.LSN) func(*catalog.Snapshot)) {
+	r.t.Helper()
+	at, err := tenancy.Where(r.t.Context(), conn)
+	noErr(r.t, err)
+	r.note(catalog.LineageName("main", 2), catalog.KindLineage, catalog.Lineage{Cluster: "main", Epoch: 2, SystemID: at.SystemID, Timeline: 1, Parent: 1, ClaimedAt: noon.Add(-5 * day)})
+	return at, func(from lsn.LSN) func(*catalog.Snapshot) {
+		return func(s *catalog.Snapshot) {
+			s.Epoch, s.SystemID, s.StartLSN, s.StopLSN = 2, at.SystemID, from, from+1000
+		}
+	}
+}
+
 func TestAPurgeEndsWithACertificateThatNamesEveryZone(t *testing.T) { // promise 7
 	pg := pgtest.Start(t)
 	r, p, conn := purger(t, pg)
-	live, err := tenancy.Where(t.Context(), conn)
-	noErr(t, err)
-	r.note(catalog.LineageName("main", 2), catalog.KindLineage, catalog.Lineage{Cluster: "main", Epoch: 2, SystemID: live.SystemID, Timeline: 1, Parent: 1, ClaimedAt: noon.Add(-5 * day)})
-	ours := func(at lsn.LSN) func(*catalog.Snapshot) {
-		return func(s *catalog.Snapshot) {
-			s.Epoch, s.SystemID, s.StartLSN, s.StopLSN = 2, live.SystemID, at, at+1000
-		}
-	}
+	live, ours := r.live(conn)
 	r.take(ago(6 * day))                 // of the system before
 	r.take(ago(day, ours(live.LSN-100))) // with the project
 

@@ -5,16 +5,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // A zone that comes back as it was before a removal shows again what went; no journal
 // knows of it.
 func TestWhatAZoneShowsAgainIsRemovedAgain(t *testing.T) {
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	old := filepath.Join(t.TempDir(), "old")
 	copyOf := func(from, to string) {
 		t.Helper()

@@ -155,6 +155,14 @@ func (r *rig) wal(epoch int, system string, at lsn.LSN) catalog.Ref {
 	return ref
 }
 
+// takeAll takes snapshots that are so many days old, in that order.
+func (r *rig) takeAll(days ...int) {
+	r.t.Helper()
+	for _, d := range days {
+		r.take(ago(time.Duration(d) * day))
+	}
+}
+
 // take commits a snapshot with its WAL, its pack and, for more, packs of others.
 func (r *rig) take(s catalog.Snapshot, more ...catalog.Ref) catalog.Ref {
 	r.t.Helper()

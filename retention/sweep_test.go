@@ -82,9 +82,7 @@ func TestTwoActsRemoveFromEveryZoneAndOnlyAfterTheGrace(t *testing.T) { // D1 to
 
 func TestALedgerThatFailsStopsTheMark(t *testing.T) { // D1
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	p, err := r.keeper.Plan(t.Context(), false)
 	noErr(t, err)
 	for _, set := range []*error{&r.book.before, &r.book.after} {
@@ -134,9 +132,7 @@ func (d *dying) RemoveAll(ctx context.Context, name string) map[string]error {
 
 func TestASweepThatDiesAnywhereNeverShowsHalfASnapshotAndGoesOn(t *testing.T) { // D6
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	r.apply()
 	r.now = noon.Add(day)
 	whole := r.keeper.Remover
@@ -177,9 +173,7 @@ func TestASweepThatDiesAnywhereNeverShowsHalfASnapshotAndGoesOn(t *testing.T) { 
 
 func TestAZoneThatIsAwayIsOwedTheRemoval(t *testing.T) { // D3
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	r.apply()
 	r.settle()
 	r.now = noon.Add(day)
@@ -204,9 +198,7 @@ func TestAZoneThatIsAwayIsOwedTheRemoval(t *testing.T) { // D3
 
 func TestSweepKeepsWhatIsHeldAndWhatIsBuiltOn(t *testing.T) {
 	r := newRig(t, keepTwo)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	r.apply()
 	held, base := ago(9*day).ID, ago(8*day).ID
 	r.now = noon.Add(time.Hour)
@@ -254,9 +246,7 @@ func TestEveryVersionAndMarkerGoesFromAStoreThatKeepsThem(t *testing.T) { // D3,
 	conf.Bucket = server.NewBucket(t, true)
 	s3 := zonetest.Dial(t, conf)
 	r := newRigWith(t, keepTwo, s3)
-	for _, d := range []int{9, 8, 1, 0} {
-		r.take(ago(time.Duration(d) * day))
-	}
+	r.takeAll(9, 8, 1, 0)
 	gone := catalog.ManifestName("main", ago(9*day).ID)
 	body := []byte("another version")
 	noErr(t, s3.Repair(t.Context(), gone, body, zone.CreateOptions{SHA256: sha256.Sum256(body)}))
