@@ -28,11 +28,14 @@ INSERT INTO cms.comment SELECT i, 1 + i % 1000, repeat('y', 100) FROM generate_s
 // shortLived lets a snapshot go as soon as there is a newer one, and its packs when
 // no newer one may refer to them any more.
 const shortLived = `    retention: {window: 1s, daily: 1, keep_at_least: 1s, keep_at_most: 2m, renew_after: 40s, removal_grace: 1s}
-    projects:
+` + tenantProjects + `      purge: {within: 1h, grace: 1s}
+`
+
+// tenantProjects says where the projects of tenants are.
+const tenantProjects = `    projects:
       layout: rows
       registry: "SELECT id::text, name FROM cms.project"
       rows: {database: postgres, root: cms.project, key: id}
-      purge: {within: 1h, grace: 1s}
 `
 
 func TestADeletedProjectComesBackInNoRestoreAndIsCertifiedOnceItsLastCopyIsGone(t *testing.T) { // promise 7
