@@ -90,15 +90,15 @@ func (t *tending) turn(ctx context.Context) error {
 	idErr := t.n.lockIdentities(ctx)
 	cover, err := t.look(ctx)
 	if anyBad(cover) && !t.fresh && t.n.now().Sub(t.at) >= min(t.refresh, turnMost) {
-		t.forget(cover)
+		t.doubt(ctx, cover)
 		t.at = time.Time{}
 		cover, err = t.look(ctx)
 	}
 	if data, jerr := json.Marshal(cover); jerr == nil && cover != nil {
 		err = errors.Join(err, durable.WriteFile(t.n.state("scrub.json"), data, 0o600))
 	}
-	if anyBad(cover) && !t.fresh { // it may be what retention removed since: wait for what must be there
-		t.forget(cover)
+	if anyBad(cover) && !t.fresh { // wait for what must be there
+		t.doubt(ctx, cover)
 		return errors.Join(idErr, err)
 	}
 	for _, c := range cover {
@@ -111,10 +111,11 @@ func anyBad(cover []vault.Coverage) bool {
 	return slices.ContainsFunc(cover, func(c vault.Coverage) bool { return c.Bad > 0 })
 }
 
-// forget drops what a turn found by what was known before.
-func (t *tending) forget(cover []vault.Coverage) {
+// doubt drops what a turn found bad by what was known before: retention may have removed
+// it since. What lies beneath other versions is there, and is told.
+func (t *tending) doubt(ctx context.Context, cover []vault.Coverage) {
 	for _, c := range cover {
-		t.found.take(c.Zone)
+		t.n.tellTampered(ctx, c, t.found.take(c.Zone))
 	}
 }
 
@@ -134,8 +135,9 @@ func (t *tending) look(ctx context.Context) ([]vault.Coverage, error) {
 
 // found is what turns found in one zone.
 type found struct {
-	hidden, bad int
-	first       string
+	hidden  int
+	beneath string // the first that is hidden
+	first   string // the first with another fault
 }
 
 // findings collects faults from the turn's workers.
@@ -148,13 +150,13 @@ func (f *findings) add(zone, name string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	z := f.seen[zone]
+	first := &z.first
 	if errors.Is(err, vault.ErrHidden) {
 		z.hidden++
-	} else {
-		z.bad++
+		first = &z.beneath
 	}
-	if z.first == "" {
-		z.first = fmt.Sprintf("%s: %v", name, err)
+	if *first == "" {
+		*first = fmt.Sprintf("%s: %v", name, err)
 	}
 	f.seen[zone] = z
 }
@@ -195,7 +197,7 @@ func (n *node) tellTampered(ctx context.Context, c vault.Coverage, f found) {
 	if f.hidden > 0 {
 		n.raise(ctx, incident.Incident{
 			Key: key, Severity: "critical", Title: "somebody writes over objects in zone " + c.Zone,
-			Detail: fmt.Sprintf("%d objects lie beneath later versions or delete markers, which Holdfast did not make; first %s", f.hidden, f.first),
+			Detail: fmt.Sprintf("%d objects lie beneath later versions or delete markers, which Holdfast did not make; first %s", f.hidden, f.beneath),
 			Remedy: "take the credentials away from whoever writes there; restores read the versions beneath, and the right bytes are put on top again",
 		})
 		return
