@@ -18,8 +18,9 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
-// What must be where is read anew from all notes at most so seldom: objects made since
-// have their locks and are young. In between turns go on with what is known.
+// What must be where is read anew from all notes after each snapshot, and at least so
+// often: other objects made since have their locks and are young. In between turns go on
+// with what is known.
 const (
 	refreshMost = 6 * time.Hour
 	turnMost    = 15 * time.Minute // of verification, before locks are looked at again
@@ -84,10 +85,10 @@ type tending struct {
 	targets []vault.Target
 	at      time.Time // when the targets were read
 	fresh   bool      // that was in this turn
+	owed    bool      // the zones' identities could not all be locked
 }
 
 func (t *tending) turn(ctx context.Context) error {
-	idErr := t.n.lockIdentities(ctx)
 	cover, err := t.look(ctx)
 	if anyBad(cover) && !t.fresh && t.n.now().Sub(t.at) >= min(t.refresh, turnMost) {
 		t.doubt(ctx, cover)
@@ -99,12 +100,12 @@ func (t *tending) turn(ctx context.Context) error {
 	}
 	if anyBad(cover) && !t.fresh { // wait for what must be there
 		t.doubt(ctx, cover)
-		return errors.Join(idErr, err)
+		return err
 	}
 	for _, c := range cover {
 		t.n.tellCopies(ctx, c, t.found.take(c.Zone))
 	}
-	return errors.Join(idErr, err)
+	return err
 }
 
 func anyBad(cover []vault.Coverage) bool {
@@ -121,16 +122,25 @@ func (t *tending) doubt(ctx context.Context, cover []vault.Coverage) {
 
 // look verifies what must be there, as it is known or is read anew.
 func (t *tending) look(ctx context.Context) ([]vault.Coverage, error) {
-	now := t.n.now()
-	if t.fresh = t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at); t.fresh {
+	now, grew := t.n.now(), t.n.grew.Swap(false)
+	t.fresh = grew || t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at)
+	var idErr error
+	if t.fresh || t.owed {
+		idErr = t.n.lockIdentities(ctx)
+		t.owed = idErr != nil
+	}
+	if t.fresh {
 		targets, err := t.n.targets(ctx)
 		if err != nil {
-			return nil, err
+			if grew {
+				t.n.grew.Store(true)
+			}
+			return nil, errors.Join(idErr, err)
 		}
 		t.targets, t.at = targets, now
 	}
 	err := t.s.Turn(ctx, t.targets, min(max(t.refresh, 10*time.Second), turnMost))
-	return t.s.Coverage(), err
+	return t.s.Coverage(), errors.Join(idErr, err)
 }
 
 // found is what turns found in one zone.

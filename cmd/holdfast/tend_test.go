@@ -12,22 +12,24 @@ import (
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/vault"
+	"github.com/holdfast-dr/holdfast/scheduler"
 )
 
-// tend is the rolling verification of a repository that was just made, which reads what
-// must be where anew when it is told to.
-func tend(t *testing.T) (*rig, *tending) {
+// tend is the rolling verification of a repository that was just made, which reads each
+// copy once in every.
+func tend(t *testing.T, every time.Duration) (*rig, *tending) {
 	t.Helper()
-	r := newRig(t, nil, false)
-	cfg, err := configs.Load(r.host("db", "host=/nowhere user=nobody dbname=none"))
+	r := newRig(t, pgtest.Start(t), false)
+	r.configure()
+	cfg, err := configs.Load(r.path("db/holdfast.yaml"))
 	must(t, err)
-	r.hold("db", exitNotHeld, "init") // there is no server
 	n, err := (&env{}).openNode(t.Context(), cfg, zap.NewNop())
 	must(t, err)
 	t.Cleanup(func() { must(t, n.close()) })
 	f := &findings{seen: map[string]found{}}
-	s, err := n.vault.OpenScrub(vault.ScrubConfig{Every: time.Nanosecond, Locks: n.lockingZones(), Now: n.now, OnFault: f.add})
+	s, err := n.vault.OpenScrub(vault.ScrubConfig{Every: every, Locks: n.lockingZones(), Now: n.now, OnFault: f.add})
 	must(t, err)
 	n.onClose(s.Close)
 	return r, &tending{n: n, s: s, found: f, refresh: time.Hour}
@@ -48,7 +50,7 @@ func (t *tending) open(test *testing.T) map[string]string {
 }
 
 func TestTamperingIsToldAlsoWhereACopyIsMissing(t *testing.T) {
-	r, tending := tend(t)
+	r, tending := tend(t, time.Nanosecond)
 	must(t, tending.turn(t.Context()))
 	if open := tending.open(t); len(open) > 0 {
 		t.Fatalf("of a new repository: %v", open)
@@ -71,5 +73,29 @@ func TestTamperingIsToldAlsoWhereACopyIsMissing(t *testing.T) {
 		if !strings.HasPrefix(open[key], "lost: ") {
 			t.Errorf("%s tells of %q", key, open[key])
 		}
+	}
+}
+
+func TestTheTurnAfterASnapshotKnowsOfIt(t *testing.T) {
+	_, tending := tend(t, time.Hour)
+	must(t, tending.turn(t.Context()))
+	for _, c := range tending.n.coverage() {
+		if c.Objects == 0 || c.Verified != c.Objects {
+			t.Errorf("of a new repository: %+v", c)
+		}
+	}
+	before := len(tending.targets)
+	_, err := tending.n.doSnapshot(t.Context(), scheduler.Job{}, order{Cluster: "cms"}, func(any) {})
+	must(t, err)
+	must(t, tending.turn(t.Context()))
+	for _, c := range tending.n.coverage() {
+		if c.Objects < before+4 || c.Verified != c.Objects {
+			t.Errorf("after a snapshot, beside %d objects: %+v", before, c)
+		}
+	}
+	read := tending.at
+	must(t, tending.turn(t.Context()))
+	if !tending.at.Equal(read) {
+		t.Error("all notes are read again where nothing was taken")
 	}
 }
