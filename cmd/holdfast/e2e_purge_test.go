@@ -38,6 +38,31 @@ const tenantProjects = `    projects:
       rows: {database: postgres, root: cms.project, key: id}
 `
 
+func TestProjectsAreMeasuredWhileRetentionRuns(t *testing.T) {
+	pg := pgtest.Start(t)
+	pg.Exec(tenants)
+	r := newRig(t, pg, false)
+	r.cluster = shortLived
+	r.configure()
+	n := r.node()
+	n.keeping.Lock()
+	defer n.keeping.Unlock()
+	measured := make(chan string, 1)
+	go func() {
+		list, err := n.projectList(t.Context(), projectsIn{Cluster: "cms", Sizes: true})
+		one, oneErr := n.projectShow(t.Context(), projectIn{"cms", "7"})
+		measured <- fmt.Sprintf("%d %v %s %v", len(list.Projects), err, one.Name, oneErr)
+	}()
+	select {
+	case got := <-measured:
+		if got != "10 <nil> project 7 <nil>" {
+			t.Errorf("measured %s", got)
+		}
+	case <-time.After(patience):
+		t.Error("measuring projects waits for retention")
+	}
+}
+
 func TestADeletedProjectComesBackInNoRestoreAndIsCertifiedOnceItsLastCopyIsGone(t *testing.T) { // promise 7
 	pg := pgtest.Start(t)
 	pg.Exec(tenants)

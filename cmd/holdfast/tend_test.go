@@ -17,17 +17,24 @@ import (
 	"github.com/holdfast-dr/holdfast/scheduler"
 )
 
+// node is the database host's, without a daemon.
+func (r *rig) node() *node {
+	r.t.Helper()
+	cfg, err := configs.Load(r.path("db/holdfast.yaml"))
+	must(r.t, err)
+	n, err := (&env{}).openNode(r.t.Context(), cfg, zap.NewNop())
+	must(r.t, err)
+	r.t.Cleanup(func() { must(r.t, n.close()) })
+	return n
+}
+
 // tend is the rolling verification of a repository that was just made, which reads each
 // copy once in every.
 func tend(t *testing.T, every time.Duration) (*rig, *tending) {
 	t.Helper()
 	r := newRig(t, pgtest.Start(t), false)
 	r.configure()
-	cfg, err := configs.Load(r.path("db/holdfast.yaml"))
-	must(t, err)
-	n, err := (&env{}).openNode(t.Context(), cfg, zap.NewNop())
-	must(t, err)
-	t.Cleanup(func() { must(t, n.close()) })
+	n := r.node()
 	f := &findings{seen: map[string]found{}}
 	s, err := n.vault.OpenScrub(vault.ScrubConfig{Every: every, Locks: n.lockingZones(), Now: n.now, OnFault: f.add})
 	must(t, err)
