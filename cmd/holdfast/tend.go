@@ -43,7 +43,7 @@ func (n *node) tendCopies(ctx context.Context) error {
 	}
 	n.onClose(s.Close)
 	n.scrubber.Store(s)
-	t := tending{n: n, s: s, found: found, refresh: min(max(n.turnEvery()/20, time.Second), refreshMost)}
+	t := tending{n: n, s: s, found: found, known: knownRefs{}, refresh: min(max(n.turnEvery()/20, time.Second), refreshMost)}
 	for ctx.Err() == nil {
 		if err := t.turn(ctx); err != nil && ctx.Err() == nil {
 			n.log.Warn("copies could not all be looked at; the next turn tries again", zap.Error(err))
@@ -82,6 +82,7 @@ type tending struct {
 	s       *vault.Scrub
 	found   *findings
 	refresh time.Duration
+	known   knownRefs // of the targets
 	targets []vault.Target
 	at      time.Time // when the targets were read
 	fresh   bool      // that was in this turn
@@ -130,7 +131,7 @@ func (t *tending) look(ctx context.Context) ([]vault.Coverage, error) {
 		t.owed = idErr != nil
 	}
 	if t.fresh {
-		targets, err := t.n.targets(ctx)
+		targets, err := t.n.targets(ctx, t.known)
 		if err != nil {
 			if grew {
 				t.n.grew.Store(true)

@@ -39,7 +39,7 @@ func tend(t *testing.T, every time.Duration) (*rig, *tending) {
 	s, err := n.vault.OpenScrub(vault.ScrubConfig{Every: every, Locks: n.lockingZones(), Now: n.now, OnFault: f.add})
 	must(t, err)
 	n.onClose(s.Close)
-	return r, &tending{n: n, s: s, found: f, refresh: time.Hour}
+	return r, &tending{n: n, s: s, found: f, known: knownRefs{}, refresh: time.Hour}
 }
 
 // open are the details of the open incidents by their keys.
@@ -104,5 +104,23 @@ func TestTheTurnAfterASnapshotKnowsOfIt(t *testing.T) {
 	must(t, tending.turn(t.Context()))
 	if !tending.at.Equal(read) {
 		t.Error("all notes are read again where nothing was taken")
+	}
+}
+
+// A note that was believed once is not forgotten where every copy is damaged later.
+func TestANoteThatIsDamagedEverywhereIsStillMissed(t *testing.T) {
+	r, tending := tend(t, time.Nanosecond)
+	_, err := tending.n.doSnapshot(t.Context(), scheduler.Job{}, order{Cluster: "cms"}, func(any) {})
+	must(t, err)
+	must(t, tending.turn(t.Context()))
+	for _, z := range zoneLetters {
+		r.rot(z, "clusters/cms/lineages/*.note")
+	}
+	tending.at = time.Time{}
+	must(t, tending.turn(t.Context()))
+	for _, c := range tending.n.coverage() {
+		if c.Bad != 1 {
+			t.Errorf("with one note damaged in every zone: %+v", c)
+		}
 	}
 }
