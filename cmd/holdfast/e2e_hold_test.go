@@ -48,6 +48,7 @@ func TestWhatIsOnHoldStaysAndIsRestoredUntilItIsReleased(t *testing.T) { // sect
 		return os.IsNotExist(err)
 	})
 	r.onHold(first, second, last, span.ID, held.ID)
+	r.stillShown(held.ID, second)
 
 	copied := r.restore("copy", "--time", at.Format(time.RFC3339Nano), "--start")
 	conn := r.connect(*copied.Opened, "postgres")
@@ -100,6 +101,25 @@ func (r *rig) onHold(first, second, last, span, held string) {
 		if _, err := os.Stat(r.path("zones/" + z + "/" + name)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// stillShown says that snapshots are shown where what keeps them cannot be told: here
+// what a node remembers of retention is damaged.
+func (r *rig) stillShown(hold, snapshot string) {
+	r.t.Helper()
+	r.mkdir("drill/state")
+	r.write("drill/state/retention-cms.json", "{")
+	doc := ask[snapshotsDoc](r, "drill", "snapshot", "list")
+	if len(doc.Snapshots) != 3 || len(doc.Faults) != 1 || !strings.Contains(doc.Faults[0], "on hold is not known") {
+		r.t.Errorf("snapshots whose holds cannot be told: %+v", doc)
+	}
+	if text := r.hold("drill", 0, "snapshot", "show", snapshot); !strings.Contains(text, "on hold is not known") {
+		r.t.Errorf("a snapshot whose holds cannot be told:\n%s", text)
+	}
+	must(r.t, os.Remove(r.path("drill/state/retention-cms.json")))
+	if text := r.hold("drill", 0, "snapshot", "show", snapshot); !strings.Contains(text, hold) {
+		r.t.Errorf("a snapshot on hold:\n%s", text)
 	}
 }
 

@@ -28,12 +28,40 @@ INSERT INTO cms.comment SELECT i, 1 + i % 1000, repeat('y', 100) FROM generate_s
 // shortLived lets a snapshot go as soon as there is a newer one, and its packs when
 // no newer one may refer to them any more.
 const shortLived = `    retention: {window: 1s, daily: 1, keep_at_least: 1s, keep_at_most: 2m, renew_after: 40s, removal_grace: 1s}
-    projects:
+` + tenantProjects + `      purge: {within: 1h, grace: 1s}
+`
+
+// tenantProjects says where the projects of tenants are.
+const tenantProjects = `    projects:
       layout: rows
       registry: "SELECT id::text, name FROM cms.project"
       rows: {database: postgres, root: cms.project, key: id}
-      purge: {within: 1h, grace: 1s}
 `
+
+func TestProjectsAreMeasuredWhileRetentionRuns(t *testing.T) {
+	pg := pgtest.Start(t)
+	pg.Exec(tenants)
+	r := newRig(t, pg, false)
+	r.cluster = shortLived
+	r.configure()
+	n := r.node()
+	n.keeping.Lock()
+	defer n.keeping.Unlock()
+	measured := make(chan string, 1)
+	go func() {
+		list, err := n.projectList(t.Context(), projectsIn{Cluster: "cms", Sizes: true})
+		one, oneErr := n.projectShow(t.Context(), projectIn{"cms", "7"})
+		measured <- fmt.Sprintf("%d %v %s %v", len(list.Projects), err, one.Name, oneErr)
+	}()
+	select {
+	case got := <-measured:
+		if got != "10 <nil> project 7 <nil>" {
+			t.Errorf("measured %s", got)
+		}
+	case <-time.After(patience):
+		t.Error("measuring projects waits for retention")
+	}
+}
 
 func TestADeletedProjectComesBackInNoRestoreAndIsCertifiedOnceItsLastCopyIsGone(t *testing.T) { // promise 7
 	pg := pgtest.Start(t)

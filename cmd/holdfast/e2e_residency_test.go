@@ -10,21 +10,23 @@ import (
 
 func TestWhatResidencyForbidsIsKeptOutOfZonesRestoresAndDrills(t *testing.T) {
 	pg := pgtest.Start(t)
+	pg.Exec(tenants)
 	r := newRig(t, pg, false)
 	for z, where := range map[string]string{"a": "EU", "b": "EU", "c": "US"} {
 		r.zones = strings.Replace(r.zones, "{name: "+z+",", "{name: "+z+", jurisdiction: "+where+",", 1)
 	}
 	r.zones += "  accept_stop_on_zone_loss: true\n"
-	r.cluster += "    residency: {forbid: [US]}\n"
+	r.cluster += "    residency: {forbid: [US]}\n" + tenantProjects
 	r.configure()
 	for _, env := range []string{"us", "eu"} {
 		r.mkdir(env)
 	}
 	// The restore node's configuration says nothing of residency: the signed record does.
-	r.write("drill/holdfast.yaml", r.repository("drill", "drill")+"clusters:\n  - {name: cms}\nenvironments:\n"+
-		"  - {name: overseas, jurisdiction: US, directory: "+r.path("us")+", identity: {file: "+r.path("drill/data.key")+"}}\n"+
-		"  - {name: home, jurisdiction: EU, directory: "+r.path("eu")+"}\n"+
-		"drills:\n  - {name: weekly, cluster: cms, environment: overseas, level: L1}\n")
+	drill := r.repository("drill", "drill") + "clusters:\n  - {name: cms}\nenvironments:\n" +
+		"  - {name: overseas, jurisdiction: US, directory: " + r.path("us") + ", identity: {file: " + r.path("drill/data.key") + "}}\n" +
+		"  - {name: home, jurisdiction: EU, directory: " + r.path("eu") + "}\n" +
+		"drills:\n  - {name: weekly, cluster: cms, environment: overseas, level: L1}\n"
+	r.write("drill/holdfast.yaml", drill)
 	daemon := r.daemon("db")
 	r.hold("db", 0, "snapshot", "take", "cms")
 	r.archived("a", "b")
@@ -41,20 +43,24 @@ func TestWhatResidencyForbidsIsKeptOutOfZonesRestoresAndDrills(t *testing.T) {
 	if n := files(filepath.Join(r.path("zones/c"), "clusters")); n > 0 {
 		t.Errorf("zone c holds %d objects of the cluster", n)
 	}
-	refusedIn := func(place string, args ...string) {
+	refusedIn := func(node, place string, args ...string) {
 		t.Helper()
-		code, out, errs := r.try("drill", args...)
+		code, out, errs := r.try(node, args...)
 		if code != exitRefused || !strings.Contains(errs, "cms") || !strings.Contains(errs, place) {
 			t.Errorf("%s: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
 		}
 	}
-	run := func(to string) []string {
-		return []string{"restore", "run", "cms", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", r.pg.BinDir()}
-	}
-	refusedIn("overseas (US)", run(r.path("us/copy"))...)
-	refusedIn("its jurisdiction is not said", run(r.path("elsewhere"))...)
-	refusedIn("overseas of drill weekly (US)", "drill", "run", "weekly")
+	how := []string{"--identity", r.path("drill/data.key"), "--binaries", r.pg.BinDir()}
+	run := func(to string) []string { return append([]string{"restore", "run", "cms", "--to", to}, how...) }
+	refusedIn("drill", "overseas (US)", run(r.path("us/copy"))...)
+	refusedIn("drill", "its jurisdiction is not said", run(r.path("elsewhere"))...)
+	refusedIn("drill", "overseas of drill weekly (US)", "drill", "run", "weekly")
+	refusedIn("db", "its jurisdiction is not said", append([]string{"project", "restore", "cms", "7", "--into", "live", "--dry-run", "--to", r.path("beside")}, how...)...)
 	r.restore("eu/copy")
+	r.hold("drill", 0, append(run(r.path("eu/half")), "--fetch-only")...)
+	r.write("drill/holdfast.yaml", strings.Replace(drill, "home, jurisdiction: EU", "home, jurisdiction: US", 1))
+	refusedIn("drill", "home (US)", append([]string{"restore", "resume", r.path("eu/half")}, how...)...)
+	r.hold("drill", 0, "restore", "discard", r.path("eu/half"))
 	daemon.stop()
 
 	bad := r.path("db/bad.yaml")

@@ -71,6 +71,9 @@ func (n *node) doSnapshot(ctx context.Context, _ scheduler.Job, o order, progres
 	take := func(ctx context.Context, p *protected) error {
 		snap, err := p.take(ctx, o.Full, func(s snapshot.Progress) { progress(takeProgress{s.Step, s.Done, s.Total}) })
 		doc = n.describe(ctx, snap)
+		if err == nil {
+			n.grew.Store(true)
+		}
 		return err
 	}
 	if n.runner == nil {

@@ -156,10 +156,10 @@ func (p *lockPlan) wal(n catalog.WAL, note string) {
 	}
 }
 
-// targets are all objects that must be in the zones, with their locks.
-func (n *node) targets(ctx context.Context) ([]vault.Target, error) {
+// targets are all objects that must be in the zones, with their locks; known as in scrubRefs.
+func (n *node) targets(ctx context.Context, known knownRefs) ([]vault.Target, error) {
 	ends := lockEnds{}
-	refs, _, err := n.scrubRefs(ctx, ends)
+	refs, _, err := n.scrubRefs(ctx, ends, known)
 	if err != nil {
 		return nil, err
 	}

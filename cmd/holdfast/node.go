@@ -38,6 +38,7 @@ type node struct {
 	keys      seal.DigestKeys             // of the newest epoch; zero on a node without index identity
 	runner    *scheduler.Runner           // nil without a daemon
 	scrubber  atomic.Pointer[vault.Scrub] // nil before the daemon's first turn
+	grew      atomic.Bool                 // a snapshot was taken since what must be where was read
 
 	keeping  sync.Mutex // retention and purges act one at a time
 	closing  sync.Mutex // slots of drills get their outcome one at a time

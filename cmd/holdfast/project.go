@@ -132,10 +132,15 @@ func dialProjects(ctx context.Context, cluster, dsn, database string) (*pgx.Conn
 	return conn, nil
 }
 
-// withProjects calls do with a cluster's purger and a connection to live, alone.
+// withProjects is withLive while no retention runs and no other purge.
 func (n *node) withProjects(ctx context.Context, cluster string, do func(*retention.Purger, *pgx.Conn) error) error {
 	n.keeping.Lock()
 	defer n.keeping.Unlock()
+	return n.withLive(ctx, cluster, do)
+}
+
+// withLive calls do with a cluster's purger and a connection to live.
+func (n *node) withLive(ctx context.Context, cluster string, do func(*retention.Purger, *pgx.Conn) error) error {
 	p, err := n.purger(cluster)
 	if err != nil {
 		return err
@@ -150,7 +155,7 @@ func (n *node) withProjects(ctx context.Context, cluster string, do func(*retent
 
 func (n *node) projectList(ctx context.Context, in projectsIn) (doc projectsDoc, err error) {
 	doc.Projects = []listedProject{}
-	err = n.withProjects(ctx, in.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
+	err = n.withLive(ctx, in.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
 		list, err := tenancy.Projects(ctx, conn, p.Registry)
 		if err != nil {
 			return err
@@ -181,7 +186,7 @@ func totals(list []tenancy.Size) (rows, bytes int64) {
 }
 
 func (n *node) projectShow(ctx context.Context, in projectIn) (doc projectDoc, err error) {
-	err = n.withProjects(ctx, in.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
+	err = n.withLive(ctx, in.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
 		if doc.Preview, err = p.Preview(ctx, conn, in.Project); err != nil {
 			return err
 		}

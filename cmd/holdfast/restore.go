@@ -178,11 +178,7 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 	if err != nil {
 		return err
 	}
-	here, where := w.placeOf(t.to)
-	if err := w.mayHold(ctx, p.Cluster, here, where); err != nil {
-		return err
-	}
-	opt, err := e.restoreOptions(w, repo, t)
+	opt, err := e.restoreOptions(ctx, w, repo, p.Cluster, t)
 	if err != nil {
 		return err
 	}
@@ -247,10 +243,15 @@ func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt resto
 	return doc, err
 }
 
-func (e *env) restoreOptions(w *world, repo restore.Repo, t *targetFlags) (restore.Options, error) {
+// restoreOptions say how a cluster is restored, and refuse a place that may not hold it.
+func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, cluster string, t *targetFlags) (restore.Options, error) {
 	to, err := filepath.Abs(t.to)
 	if err != nil {
 		return restore.Options{}, usage("--to %s: %w", t.to, err)
+	}
+	here, where := w.placeOf(to)
+	if err := w.mayHold(ctx, cluster, here, where); err != nil {
+		return restore.Options{}, err
 	}
 	self, err := os.Executable()
 	if err != nil {

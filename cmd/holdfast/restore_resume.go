@@ -117,7 +117,7 @@ func (e *env) restoreResumeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		opt, err := e.restoreOptions(w, repo, &t)
+		opt, err := e.restoreOptions(c.Context(), w, repo, p.Cluster, &t)
 		if err != nil {
 			return err
 		}

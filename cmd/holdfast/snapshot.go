@@ -120,7 +120,7 @@ func (w *world) snapshotList(ctx context.Context, in clusterQuery) (snapshotsDoc
 		}
 		held, err := w.held(ctx, name)
 		if err != nil {
-			return doc, err
+			doc.Faults = append(doc.Faults, heldFault(name, err))
 		}
 		doc.Complete = doc.Complete && list.Complete
 		for _, f := range list.Faults {
@@ -131,6 +131,11 @@ func (w *world) snapshotList(ctx context.Context, in clusterQuery) (snapshotsDoc
 		}
 	}
 	return doc, nil
+}
+
+// heldFault tells that the holds of a cluster's snapshots are not shown.
+func heldFault(cluster string, err error) string {
+	return fmt.Sprintf("which snapshots of %s are on hold is not known: %v", cluster, err)
 }
 
 func (d snapshotsDoc) text(w io.Writer) {
@@ -157,7 +162,7 @@ func (d snapshotsDoc) text(w io.Writer) {
 		fmt.Fprintln(w, "too few zones answered to know that none is missing")
 	}
 	for _, f := range d.Faults {
-		fmt.Fprintln(w, "not believed:", f)
+		fmt.Fprintln(w, "fault:", f)
 	}
 }
 
@@ -233,6 +238,13 @@ func (w *world) findSnapshot(ctx context.Context, id string) (catalog.Noted[cata
 	return catalog.Noted[catalog.Snapshot]{}, usage("there is no snapshot %q; `holdfast snapshot list` shows those there are", id)
 }
 
+// shownSnapshot is the answer of `snapshot show`.
+type shownSnapshot struct {
+	snapshotDoc
+	Note   catalog.Snapshot `json:"note"`
+	Faults []string         `json:"faults,omitempty"`
+}
+
 func (e *env) showSnapshot(ctx context.Context, id string) error {
 	w, err := e.open(ctx)
 	if err != nil {
@@ -248,27 +260,29 @@ func (e *env) showSnapshot(ctx context.Context, id string) error {
 		return err
 	}
 	held, err := w.held(ctx, s.Body.Cluster)
+	doc := shownSnapshot{snapshotDoc: w.snapshotDoc(s.Body, s.Zones, proofs.Bodies(), held[s.Body.ID]), Note: s.Body}
 	if err != nil {
-		return err
+		doc.Faults = []string{heldFault(s.Body.Cluster, err)}
 	}
-	doc := struct {
-		snapshotDoc
-		Note catalog.Snapshot `json:"note"`
-	}{w.snapshotDoc(s.Body, s.Zones, proofs.Bodies(), held[s.Body.ID]), s.Body}
-	return e.print(doc, func(out io.Writer) {
-		b := s.Body
-		fmt.Fprintf(out, "snapshot   %s (%s, from %s, by node %s)\ncluster    %s, system id %s, PostgreSQL %d\n", b.ID, b.Kind, b.Source, b.Node, b.Cluster, b.SystemID, b.Major)
-		fmt.Fprintf(out, "taken      %s to %s\nWAL        %s to %s on timeline %d, lineage %d\n", clock(b.StartedAt), clock(b.FinishedAt), b.StartLSN, b.StopLSN, b.Timeline, b.Epoch)
-		fmt.Fprintf(out, "size       %s in %d files, in objects of %s, %s of which were made for it\npages      %d checked, %d skipped, %d bad\n",
-			size(b.RawBytes), b.Files, size(b.StoredSize), size(b.NewBytes), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
-		fmt.Fprintf(out, "zones      %s\nproven     %s\nexpires    %s\nopened by  %s\n", strings.Join(s.Zones, ", "), clock(doc.ProvenAt), clock(doc.ExpiresAt), strings.Join(b.Recipients, ", "))
-		if len(doc.Holds) > 0 {
-			fmt.Fprintf(out, "on hold    %s\n", strings.Join(doc.Holds, ", "))
-		}
-		for _, r := range b.Reasons {
-			fmt.Fprintln(out, "suspect:  ", r)
-		}
-	})
+	return e.print(doc, func(out io.Writer) { doc.text(out, s.Zones) })
+}
+
+func (d shownSnapshot) text(out io.Writer, zones []string) {
+	b := d.Note
+	fmt.Fprintf(out, "snapshot   %s (%s, from %s, by node %s)\ncluster    %s, system id %s, PostgreSQL %d\n", b.ID, b.Kind, b.Source, b.Node, b.Cluster, b.SystemID, b.Major)
+	fmt.Fprintf(out, "taken      %s to %s\nWAL        %s to %s on timeline %d, lineage %d\n", clock(b.StartedAt), clock(b.FinishedAt), b.StartLSN, b.StopLSN, b.Timeline, b.Epoch)
+	fmt.Fprintf(out, "size       %s in %d files, in objects of %s, %s of which were made for it\npages      %d checked, %d skipped, %d bad\n",
+		size(b.RawBytes), b.Files, size(b.StoredSize), size(b.NewBytes), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
+	fmt.Fprintf(out, "zones      %s\nproven     %s\nexpires    %s\nopened by  %s\n", strings.Join(zones, ", "), clock(d.ProvenAt), clock(d.ExpiresAt), strings.Join(b.Recipients, ", "))
+	if len(d.Holds) > 0 {
+		fmt.Fprintf(out, "on hold    %s\n", strings.Join(d.Holds, ", "))
+	}
+	for _, r := range b.Reasons {
+		fmt.Fprintln(out, "suspect:  ", r)
+	}
+	for _, f := range d.Faults {
+		fmt.Fprintln(out, "fault:    ", f)
+	}
 }
 
 func (e *env) verifySnapshotCommand() *cobra.Command {

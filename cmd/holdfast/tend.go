@@ -18,8 +18,9 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
-// What must be where is read anew from all notes at most so seldom: objects made since
-// have their locks and are young. In between turns go on with what is known.
+// What must be where is read anew from all notes after each snapshot, and at least so
+// often: other objects made since have their locks and are young. In between turns go on
+// with what is known.
 const (
 	refreshMost = 6 * time.Hour
 	turnMost    = 15 * time.Minute // of verification, before locks are looked at again
@@ -42,7 +43,7 @@ func (n *node) tendCopies(ctx context.Context) error {
 	}
 	n.onClose(s.Close)
 	n.scrubber.Store(s)
-	t := tending{n: n, s: s, found: found, refresh: min(max(n.turnEvery()/20, time.Second), refreshMost)}
+	t := tending{n: n, s: s, found: found, known: knownRefs{}, refresh: min(max(n.turnEvery()/20, time.Second), refreshMost)}
 	for ctx.Err() == nil {
 		if err := t.turn(ctx); err != nil && ctx.Err() == nil {
 			n.log.Warn("copies could not all be looked at; the next turn tries again", zap.Error(err))
@@ -81,61 +82,73 @@ type tending struct {
 	s       *vault.Scrub
 	found   *findings
 	refresh time.Duration
+	known   knownRefs // of the targets
 	at      time.Time // when the targets were read
 	fresh   bool      // that was in this turn
+	owed    bool      // the zones' identities could not all be locked
 }
 
 func (t *tending) turn(ctx context.Context) error {
-	idErr := t.n.lockIdentities(ctx)
 	cover, err := t.look(ctx)
 	if anyBad(cover) && !t.fresh && t.n.now().Sub(t.at) >= min(t.refresh, turnMost) {
-		t.forget(cover)
+		t.doubt(ctx, cover)
 		t.at = time.Time{}
 		cover, err = t.look(ctx)
 	}
 	if data, jerr := json.Marshal(cover); jerr == nil && cover != nil {
 		err = errors.Join(err, durable.WriteFile(t.n.state("scrub.json"), data, 0o600))
 	}
-	if anyBad(cover) && !t.fresh { // it may be what retention removed since: wait for what must be there
-		t.forget(cover)
-		return errors.Join(idErr, err)
+	if anyBad(cover) && !t.fresh { // wait for what must be there
+		t.doubt(ctx, cover)
+		return err
 	}
 	for _, c := range cover {
 		t.n.tellCopies(ctx, c, t.found.take(c.Zone))
 	}
-	return errors.Join(idErr, err)
+	return err
 }
 
 func anyBad(cover []vault.Coverage) bool {
 	return slices.ContainsFunc(cover, func(c vault.Coverage) bool { return c.Bad > 0 })
 }
 
-// forget drops what a turn found by what was known before.
-func (t *tending) forget(cover []vault.Coverage) {
+// doubt drops what a turn found bad by what was known before: retention may have removed
+// it since. What lies beneath other versions is there, and is told.
+func (t *tending) doubt(ctx context.Context, cover []vault.Coverage) {
 	for _, c := range cover {
-		t.found.take(c.Zone)
+		t.n.tellTampered(ctx, c, t.found.take(c.Zone))
 	}
 }
 
 // look verifies what must be there, as it is known or is read anew.
 func (t *tending) look(ctx context.Context) ([]vault.Coverage, error) {
-	now := t.n.now()
-	if t.fresh = t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at); t.fresh {
-		targets, err := t.n.targets(ctx)
+	now, grew := t.n.now(), t.n.grew.Swap(false)
+	t.fresh = grew || t.at.IsZero() || now.Sub(t.at) >= t.refresh || now.Before(t.at)
+	var idErr error
+	if t.fresh || t.owed {
+		idErr = t.n.lockIdentities(ctx)
+		t.owed = idErr != nil
+	}
+	if t.fresh {
+		targets, err := t.n.targets(ctx, t.known)
 		if err != nil {
-			return nil, err
+			if grew {
+				t.n.grew.Store(true)
+			}
+			return nil, errors.Join(idErr, err)
 		}
 		t.s.Expect(targets)
 		t.at = now
 	}
 	err := t.s.Turn(ctx, min(max(t.refresh, 10*time.Second), turnMost))
-	return t.s.Coverage(), err
+	return t.s.Coverage(), errors.Join(idErr, err)
 }
 
 // found is what turns found in one zone.
 type found struct {
-	hidden, bad int
-	first       string
+	hidden  int
+	beneath string // the first that is hidden
+	first   string // the first with another fault
 }
 
 // findings collects faults from the turn's workers.
@@ -148,13 +161,13 @@ func (f *findings) add(zone, name string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	z := f.seen[zone]
+	first := &z.first
 	if errors.Is(err, vault.ErrHidden) {
 		z.hidden++
-	} else {
-		z.bad++
+		first = &z.beneath
 	}
-	if z.first == "" {
-		z.first = fmt.Sprintf("%s: %v", name, err)
+	if *first == "" {
+		*first = fmt.Sprintf("%s: %v", name, err)
 	}
 	f.seen[zone] = z
 }
@@ -195,7 +208,7 @@ func (n *node) tellTampered(ctx context.Context, c vault.Coverage, f found) {
 	if f.hidden > 0 {
 		n.raise(ctx, incident.Incident{
 			Key: key, Severity: "critical", Title: "somebody writes over objects in zone " + c.Zone,
-			Detail: fmt.Sprintf("%d objects lie beneath later versions or delete markers, which Holdfast did not make; first %s", f.hidden, f.first),
+			Detail: fmt.Sprintf("%d objects lie beneath later versions or delete markers, which Holdfast did not make; first %s", f.hidden, f.beneath),
 			Remedy: "take the credentials away from whoever writes there; restores read the versions beneath, and the right bytes are put on top again",
 		})
 		return

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -18,31 +19,53 @@ import (
 // scrubRefs are the objects that must be there: what trusted notes name, the
 // notes themselves, the ledgers, and the digest keys where they can be opened. What
 // lies under a forgotten mark is left out. ends, where it is not nil, is told until
-// when the objects of clusters must be locked.
-func (w *world) scrubRefs(ctx context.Context, ends lockEnds) (refs []catalog.Ref, faults []string, err error) {
+// when the objects of clusters must be locked. Notes that known has are not read again,
+// for they are written once; where it is not nil it is told of the others.
+func (w *world) scrubRefs(ctx context.Context, ends lockEnds, known knownRefs) (refs []catalog.Ref, faults []string, err error) {
 	all := refSet{seen: map[string]bool{}}
 	clusters, err := w.catalog.Clusters(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, c := range clusters {
-		if err := all.cluster(ctx, w, c, ends); err != nil {
+		if err := all.cluster(ctx, w, c, ends, known); err != nil {
 			return nil, nil, err
 		}
 	}
 	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.CertificateDir, catalog.ProofsDir} {
-		if err := all.add(w.noteRefs(ctx, prefix, func(string) bool { return false })); err != nil {
+		if err := all.add(w.noteRefs(ctx, prefix, func(string) bool { return false }, known)); err != nil {
 			return nil, nil, err
 		}
 	}
-	if err := all.add(w.keyRefs(ctx)); err != nil {
+	if err := all.add(w.keyRefs(ctx, known)); err != nil {
 		return nil, nil, err
 	}
 	entries, bad, err := ledger.Objects(ctx, ledger.FromReader(w.vault.Reader()), w.trust, w.repoID)
 	for _, o := range entries {
 		err = errors.Join(err, all.add([]catalog.Ref{catalog.Ref(o)}, nil, nil))
 	}
+	maps.DeleteFunc(known, func(name string, _ catalog.Ref) bool { return !all.seen[name] })
 	return all.refs, append(all.faults, bad...), err
+}
+
+// knownRefs are notes and digest keys that were read, by name.
+type knownRefs map[string]catalog.Ref
+
+// bind binds an object by the bytes that are accepted.
+func (w *world) bind(ctx context.Context, name string, known knownRefs, accept func(body []byte) error) (catalog.Ref, error) {
+	if r, ok := known[name]; ok {
+		return r, nil
+	}
+	body, err := w.vault.Reader().Fetch(ctx, name, func(_ string, body []byte) error { return accept(body) })
+	if err != nil {
+		return catalog.Ref{}, err
+	}
+	sum := sha256.Sum256(body)
+	r := catalog.Ref{Name: name, Size: int64(len(body)), SHA256: hex.EncodeToString(sum[:])}
+	if known != nil {
+		known[name] = r
+	}
+	return r, nil
 }
 
 // refSet collects references, each name once.
@@ -63,7 +86,7 @@ func (s *refSet) add(refs []catalog.Ref, faults []string, err error) error {
 	return err
 }
 
-func (s *refSet) cluster(ctx context.Context, w *world, cluster string, ends lockEnds) error {
+func (s *refSet) cluster(ctx context.Context, w *world, cluster string, ends lockEnds, known knownRefs) error {
 	m, err := w.marksOf(ctx, cluster)
 	if err != nil {
 		return err
@@ -73,7 +96,7 @@ func (s *refSet) cluster(ctx context.Context, w *world, cluster string, ends loc
 	}
 	marked := func(name string) bool { return m.covers(strings.TrimPrefix(name, catalog.ClusterDir(cluster))) }
 	for _, prefix := range []string{catalog.LineagesDir(cluster), catalog.SnapshotsDir(cluster), catalog.WALRoot(cluster)} {
-		if err := s.add(w.noteRefs(ctx, prefix, marked)); err != nil {
+		if err := s.add(w.noteRefs(ctx, prefix, marked, known)); err != nil {
 			return err
 		}
 	}
@@ -128,7 +151,7 @@ func (w *world) clusterRefs(ctx context.Context, cluster string, m marks, ends l
 }
 
 // keyRefs binds the digest keys by the bytes that open.
-func (w *world) keyRefs(ctx context.Context) (refs []catalog.Ref, faults []string, err error) {
+func (w *world) keyRefs(ctx context.Context, known knownRefs) (refs []catalog.Ref, faults []string, err error) {
 	if len(w.index) == 0 {
 		return nil, nil, nil
 	}
@@ -137,7 +160,7 @@ func (w *world) keyRefs(ctx context.Context) (refs []catalog.Ref, faults []strin
 		return nil, nil, err
 	}
 	for _, o := range listing.Objects {
-		body, err := w.vault.Reader().Fetch(ctx, o.Name, func(_ string, body []byte) error {
+		ref, err := w.bind(ctx, o.Name, known, func(body []byte) error {
 			_, err := seal.OpenDigestKeys(body, w.index)
 			return err
 		})
@@ -145,19 +168,14 @@ func (w *world) keyRefs(ctx context.Context) (refs []catalog.Ref, faults []strin
 			faults = append(faults, fmt.Sprintf("%s: %v", o.Name, err))
 			continue
 		}
-		refs = append(refs, refOfBody(o.Name, body))
+		refs = append(refs, ref)
 	}
 	return refs, faults, nil
 }
 
-func refOfBody(name string, body []byte) catalog.Ref {
-	sum := sha256.Sum256(body)
-	return catalog.Ref{Name: name, Size: int64(len(body)), SHA256: hex.EncodeToString(sum[:])}
-}
-
 // noteRefs binds each note under prefix by the bytes that a trusted signer
 // vouches for.
-func (w *world) noteRefs(ctx context.Context, prefix string, skip func(string) bool) (refs []catalog.Ref, faults []string, err error) {
+func (w *world) noteRefs(ctx context.Context, prefix string, skip func(string) bool, known knownRefs) (refs []catalog.Ref, faults []string, err error) {
 	listing, err := w.vault.Reader().List(ctx, prefix)
 	if err != nil {
 		return nil, nil, err
@@ -166,12 +184,12 @@ func (w *world) noteRefs(ctx context.Context, prefix string, skip func(string) b
 		if !strings.HasSuffix(o.Name, ".note") || skip(o.Name) {
 			continue
 		}
-		body, err := w.vault.Reader().Fetch(ctx, o.Name, func(_ string, body []byte) error { return w.vouched(body) })
+		ref, err := w.bind(ctx, o.Name, known, w.vouched)
 		if err != nil {
 			faults = append(faults, fmt.Sprintf("%s: %v", o.Name, err))
 			continue
 		}
-		refs = append(refs, refOfBody(o.Name, body))
+		refs = append(refs, ref)
 	}
 	return refs, faults, nil
 }

@@ -95,7 +95,7 @@ func (d *scrubDocument) judge() {
 // scrub compares every zone's copy of every object that notes name.
 func (w *world) scrub(ctx context.Context, only string, p *progress) (scrubDocument, error) {
 	doc := scrubDocument{Faults: []string{}}
-	refs, faults, err := w.scrubRefs(ctx, nil)
+	refs, faults, err := w.scrubRefs(ctx, nil, nil)
 	if err != nil {
 		return doc, err
 	}

@@ -87,6 +87,9 @@ func request(ctx context.Context, method, path string, in any) (*http.Request, e
 			continue
 		}
 		text := fmt.Sprint(val.Interface())
+		if at, ok := val.Interface().(time.Time); ok {
+			text = at.Format(time.RFC3339Nano)
+		}
 		if name, ok := f.Tag.Lookup("path"); ok {
 			path = strings.ReplaceAll(path, "{"+name+"}", url.PathEscape(text))
 		} else if name, ok := f.Tag.Lookup("query"); ok && !val.IsZero() {

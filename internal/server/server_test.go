@@ -8,20 +8,23 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 type echoIn struct {
-	Name string `path:"name"`
-	N    int    `query:"n"`
+	Name string    `path:"name"`
+	N    int       `query:"n"`
+	At   time.Time `query:"at"`
 	Body struct {
 		Text string `json:"text"`
 	}
 }
 
 type echoOut struct {
-	Name string `json:"name"`
-	N    int    `json:"n"`
-	Text string `json:"text"`
+	Name string    `json:"name"`
+	N    int       `json:"n"`
+	At   time.Time `json:"at"`
+	Text string    `json:"text"`
 }
 
 var opEcho = Op[echoIn, echoOut]{ID: "echo", Method: http.MethodPost, Path: "/v1/echo/{name}", Summary: "Say it again"}
@@ -49,16 +52,17 @@ func start(t *testing.T, do func(context.Context, echoIn) (echoOut, error)) stri
 
 func TestAnOperationArrivesAsItWasCalled(t *testing.T) {
 	socket := start(t, func(_ context.Context, in echoIn) (echoOut, error) {
-		return echoOut{in.Name, in.N, in.Body.Text}, nil
+		return echoOut{in.Name, in.N, in.At.UTC(), in.Body.Text}, nil
 	})
 	c, err := Dial(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := echoIn{Name: "a b/c", N: 7}
+	at := time.Date(2027, 3, 1, 12, 0, 0, 123456789, time.FixedZone("", 3600))
+	in := echoIn{Name: "a b/c", N: 7, At: at}
 	in.Body.Text = "ü\n"
 	out, err := Call(t.Context(), c, opEcho, in)
-	if err != nil || out != (echoOut{"a b/c", 7, "ü\n"}) {
+	if err != nil || out != (echoOut{"a b/c", 7, at.UTC(), "ü\n"}) {
 		t.Errorf("got %+v, %v", out, err)
 	}
 }
