@@ -29,6 +29,9 @@ type Merged struct {
 	// rows of the same tables, equal before and after.
 	Restored []Digest `json:"restored"`
 	Others   []Digest `json:"others"`
+	// Views are materialized views over changed tables that could not be renewed, each
+	// with why: they are as they were before.
+	Views []string `json:"views_not_filled"`
 }
 
 // Moved is a sequence that was moved.

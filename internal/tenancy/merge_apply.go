@@ -45,7 +45,23 @@ func (m *merge) run(ctx context.Context) (out Merged, err error) {
 	if err := m.prove(ctx, &out, before, loose); err != nil {
 		return out, err
 	}
-	return out, refresh(ctx, tx, sorted(m.now.own))
+	out.Views, err = refresh(ctx, tx, m.touched(), false)
+	return out, err
+}
+
+// touched are the tables, and their partitions, in which rows were put or removed.
+func (m *merge) touched() (oids []uint32) {
+	for _, t := range m.list {
+		if t.Added+t.Changed+t.Removed == 0 {
+			continue
+		}
+		for oid := range m.live.g.rels {
+			if m.live.g.within(oid, t.shape.oid) {
+				oids = append(oids, oid)
+			}
+		}
+	}
+	return oids
 }
 
 // Triggers and rules that act whatever session_replication_role says.
