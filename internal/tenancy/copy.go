@@ -119,10 +119,11 @@ func (v *View) ClientEncoding() string {
 	return "UTF8"
 }
 
-// Advance is a statement for each sequence that sets it to where it stood.
+// Advance is a statement for each sequence that moves it to where it stood, and not
+// back where it is further by now.
 func (s *Slice) Advance() (list []string) {
 	for _, q := range s.Sequences {
-		list = append(list, fmt.Sprintf(`SELECT pg_catalog.setval('%s', %d, %t)`, strings.ReplaceAll(q.Name, "'", "''"), q.LastValue, q.IsCalled))
+		list = append(list, q.moveTo(q.LastValue, q.IsCalled))
 	}
 	return list
 }

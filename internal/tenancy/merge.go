@@ -85,7 +85,8 @@ func Compare(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (change
 // tables against writers, with triggers off (session_replication_role). Before it
 // commits it proves that the project's rows are the copy's, that all other rows of
 // the same tables are as they were, and that no more references lead nowhere than
-// before; else nothing is changed.
+// before; else nothing is changed. Sequences are moved then, and stay where they are
+// if the commit fails.
 func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (out Merged, err error) {
 	err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
 		v, err := newView(ctx, conn, tx, l)

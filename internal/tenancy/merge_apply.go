@@ -39,13 +39,14 @@ func (m *merge) run(ctx context.Context) (out Merged, err error) {
 		}
 	}
 	out.Changes = m.changes()
-	if out.Sequences, err = m.advance(ctx); err != nil {
-		return out, err
-	}
 	if err := m.prove(ctx, &out, before, loose); err != nil {
 		return out, err
 	}
-	out.Views, err = refresh(ctx, tx, m.touched(), false)
+	if out.Views, err = refresh(ctx, tx, m.touched(), false); err != nil {
+		return out, err
+	}
+	// Last: no rollback moves a sequence back.
+	out.Sequences, err = m.advance(ctx)
 	return out, err
 }
 
@@ -156,21 +157,24 @@ func (m *merge) advance(ctx context.Context) ([]Moved, error) {
 	if err != nil {
 		return moved, err
 	}
-	far := map[string]Moved{} // a sequence may serve many tables
+	far, is := map[string]Moved{}, map[string]Sequence{} // a sequence may serve many tables
 	for _, q := range list {
 		at, err := m.furthest(ctx, q)
 		if err != nil {
 			return moved, fmt.Errorf("moving sequence %s forward: %w", q.Name, err)
 		}
 		if was, seen := far[q.Name]; at != nil && (!seen || (*at > was.To) == (q.step > 0)) {
-			far[q.Name] = Moved{q.Name, q.LastValue, *at}
+			far[q.Name], is[q.Name] = Moved{q.Name, q.LastValue, *at}, q
 		}
 	}
 	for _, name := range sortedKeys(far) {
-		if _, err := m.live.tx.Exec(ctx, `SELECT setval($1::text::regclass, $2, true)`, name, far[name].To); err != nil {
+		tag, err := m.live.tx.Exec(ctx, is[name].moveTo(far[name].To, true))
+		if err != nil {
 			return moved, fmt.Errorf("moving sequence %s forward: %w", name, err)
 		}
-		moved = append(moved, far[name])
+		if tag.RowsAffected() > 0 {
+			moved = append(moved, far[name])
+		}
 	}
 	return moved, nil
 }

@@ -1,6 +1,7 @@
 package tenancy
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -59,6 +60,8 @@ func TestPuttingBack(t *testing.T) {
 	pg := pgtest.Start(t)
 	for name, test := range map[string]func(*testing.T, *pgtest.Cluster){
 		"a materialized view that cannot be renewed stays as it is": testStaleView,
+		"sequences go forward, never back, and only with the rows":  testSequences,
+		"a clone has the sequences of what it shares":               testLoadedSequences,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, pg) })
 	}
@@ -88,5 +91,73 @@ func testStaleView(t *testing.T, pg *pgtest.Cluster) {
 	}
 	if !slices.ContainsFunc(done.Changes, func(c Change) bool { return c.Table == "app.comment" && c.Changed == 1 }) {
 		t.Errorf("changes: %v", done.Changes)
+	}
+}
+
+// counted are tables with sequences: one for two tables, one that goes down, one of
+// rows that are shared.
+const counted = `
+	CREATE TABLE app.plan (id serial PRIMARY KEY);
+	CREATE SEQUENCE app.pair;
+	CREATE SEQUENCE app.down INCREMENT -1;
+	CREATE TABLE app.one (id int PRIMARY KEY DEFAULT nextval('app.pair'), low int DEFAULT nextval('app.down'), ahead serial, plan int REFERENCES app.plan, project text REFERENCES app."Project");
+	CREATE TABLE app.two (id int PRIMARY KEY DEFAULT nextval('app.pair'), project text REFERENCES app."Project");
+	INSERT INTO app.plan SELECT FROM generate_series(1, 7);
+	INSERT INTO app.one (plan, project) SELECT 7, 'A''1' FROM generate_series(1, 5);
+	INSERT INTO app.two (project) SELECT 'A''1' FROM generate_series(1, 5)`
+
+const stand = `SELECT concat_ws(' ', b.last_value, d.last_value, a.last_value) FROM app.pair b, app.down d, app.one_ahead_seq a`
+
+func testSequences(t *testing.T, pg *pgtest.Cluster) {
+	p := besides(t, pg, counted)
+	p.exec(`DELETE FROM app.one; DELETE FROM app.two; ALTER SEQUENCE app.pair RESTART; ALTER SEQUENCE app.down RESTART; ALTER SEQUENCE app.one_ahead_seq RESTART 1000;
+		INSERT INTO app.member VALUES (77, 'A''1', 'canary'); UPDATE app."Project" SET owner = 77 WHERE id = 'B'`)
+	if _, err := p.merge(); !errors.Is(err, ErrMerge) {
+		t.Fatalf("error %v, want ErrMerge", err)
+	}
+	if got := p.ask(stand); got != "1 -1 1000" {
+		t.Errorf("after a refusal the sequences stand at %s", got)
+	}
+	p.exec(`UPDATE app."Project" SET owner = NULL WHERE id = 'B'`)
+	done, err := p.merge()
+	noErr(t, err)
+	if got := p.ask(stand); got != "10 -5 1000" {
+		t.Errorf("the sequences stand at %s", got)
+	}
+	if want := []Moved{{"app.down", -1, -5}, {"app.pair", 1, 10}}; !slices.Equal(done.Sequences, want) {
+		t.Errorf("moved %v, want %v", done.Sequences, want)
+	}
+}
+
+func testLoadedSequences(t *testing.T, pg *pgtest.Cluster) {
+	p := besides(t, pg, counted)
+	names := []string{}
+	for _, q := range p.from.Sequences {
+		names = append(names, q.Name)
+	}
+	if want := []string{"app.down", "app.one_ahead_seq", "app.pair", "app.plan_id_seq"}; !slices.Equal(names, want) {
+		t.Errorf("sequences %v, want %v", names, want)
+	}
+	pg.Exec(`DROP DATABASE IF EXISTS anew WITH (FORCE)`)
+	pg.Exec(`CREATE DATABASE anew`)
+	to := pg.Conn("anew")
+	noErr(t, Define(t.Context(), to, []byte(pg.Run("pg_dump", "--schema-only", "-d", pg.DSN("beside")))))
+	_, err := Load(t.Context(), to, p.from, nil, func(string, int64) {})
+	noErr(t, err)
+	at := func() (all string) {
+		noErr(t, to.QueryRow(t.Context(), strings.Replace(stand, "app.pair b", "app.plan_id_seq p, app.pair b", 1)+` WHERE p.last_value = 7`).Scan(&all))
+		return all
+	}
+	if got := at(); got != "10 -5 5" {
+		t.Errorf("the sequences stand at %s", got)
+	}
+	_, err = to.Exec(t.Context(), `SELECT setval('app.pair', 50), setval('app.down', -50)`)
+	noErr(t, err)
+	for _, sql := range p.from.Advance() { // as load.sql does
+		_, err := to.Exec(t.Context(), sql)
+		noErr(t, err)
+	}
+	if got := at(); got != "50 -50 5" {
+		t.Errorf("loaded again, the sequences stand at %s", got)
 	}
 }

@@ -60,6 +60,7 @@ func (v *View) Project(ctx context.Context, keyText string) (*Slice, error) {
 	}
 	if err == nil {
 		s.Sequences, err = sequences(ctx, v.tx, s.tops())
+		s.Sequences = slices.CompactFunc(s.Sequences, func(a, b Sequence) bool { return a.Name == b.Name })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("finding the rows of a project in database %s: %w", v.Layout.Database, err)
@@ -129,12 +130,10 @@ func (v *View) parts(stored map[uint32]int64, shared bool) (list []Part) {
 	return list
 }
 
-// tops are the tables of the project's own parts.
+// tops are the tables of the parts.
 func (s *Slice) tops() (oids []uint32) {
 	for _, p := range s.Parts {
-		if !p.Shared {
-			oids = append(oids, p.shape.oid)
-		}
+		oids = append(oids, p.shape.oid)
 	}
 	return oids
 }
