@@ -88,7 +88,8 @@ func Compare(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (change
 // before; else nothing is changed. Sequences are moved then, and stay where they are
 // if the commit fails.
 func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (out Merged, err error) {
-	err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
+	// Whatever the server's default: each statement must see what was committed before it.
+	err = inTx(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		v, err := newView(ctx, conn, tx, l)
 		if err == nil {
 			err = v.g.hold(ctx, tx)

@@ -13,7 +13,6 @@ import (
 
 // run carries the merge out, and proves what it did, before the commit.
 func (m *merge) run(ctx context.Context) (out Merged, err error) {
-	tx := m.live.tx
 	if err := m.quiet(ctx); err != nil {
 		return out, err
 	}
@@ -25,29 +24,44 @@ func (m *merge) run(ctx context.Context) (out Merged, err error) {
 	if err != nil {
 		return out, err
 	}
-	if err := m.compare(ctx); err != nil {
+	if err := m.put(ctx); err != nil {
 		return out, err
-	}
-	if _, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`); err != nil {
-		return out, err
-	}
-	for _, act := range []func(context.Context, *mergeTable) error{m.remove, m.insert, m.unique} {
-		for _, t := range m.list {
-			if err := act(ctx, t); err != nil {
-				return out, err
-			}
-		}
 	}
 	out.Changes = m.changes()
-	if err := m.prove(ctx, &out, before, loose); err != nil {
+	now, err := m.live.project(ctx, m.from.Key)
+	if err != nil {
 		return out, err
 	}
-	if out.Views, err = refresh(ctx, tx, m.touched(), false); err != nil {
+	if err := m.pin(ctx, now); err != nil {
+		return out, err
+	}
+	if err := m.prove(ctx, now, &out, before, loose); err != nil {
+		return out, err
+	}
+	if out.Views, err = refresh(ctx, m.live.tx, m.touched(), false); err != nil {
 		return out, err
 	}
 	// Last: no rollback moves a sequence back.
 	out.Sequences, err = m.advance(ctx)
 	return out, err
+}
+
+// put makes the rows of the project the copy's.
+func (m *merge) put(ctx context.Context) error {
+	if err := m.compare(ctx); err != nil {
+		return err
+	}
+	if _, err := m.live.tx.Exec(ctx, `SET LOCAL session_replication_role = replica`); err != nil {
+		return err
+	}
+	for _, act := range []func(context.Context, *mergeTable) error{m.remove, m.insert, m.unique} {
+		for _, t := range m.list {
+			if err := act(ctx, t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // touched are the tables, and their partitions, in which rows were put or removed.
@@ -216,9 +230,26 @@ func (m *merge) loose(ctx context.Context) (map[int]int64, error) {
 	return out, nil
 }
 
+// pin locks the rows of others' tables that the project refers to, as the server does
+// for each row that it checks: nobody removes them before the commit.
+func (m *merge) pin(ctx context.Context, now *Slice) error {
+	g := m.live.g
+	for _, k := range g.keys {
+		from := now.below(k.child, k.childCols)
+		if now.own[k.parent] || from == "" {
+			continue
+		}
+		_, err := m.live.tx.Exec(ctx, fmt.Sprintf(`SELECT FROM %s p WHERE EXISTS (SELECT FROM (%s) c WHERE %s) FOR KEY SHARE OF p`, g.from(k.parent), from, k.on("p", "c")))
+		if err != nil {
+			return fmt.Errorf("locking the rows of %s that the project refers to (needs UPDATE on it): %w", g.rels[k.parent].name, err)
+		}
+	}
+	return nil
+}
+
 // prove looks again: the project is the copy's, the others are as they were, and
 // no reference was broken.
-func (m *merge) prove(ctx context.Context, out *Merged, before []Digest, loose map[int]int64) error {
+func (m *merge) prove(ctx context.Context, now *Slice, out *Merged, before []Digest, loose map[int]int64) error {
 	after, err := m.loose(ctx)
 	if err != nil {
 		return err
@@ -228,10 +259,6 @@ func (m *merge) prove(ctx context.Context, out *Merged, before []Digest, loose m
 			return fmt.Errorf("%w: %d rows of %s would refer to rows of %s that are not there (%s)", ErrMerge,
 				n-loose[i], m.live.g.rels[k.child].name, m.live.g.rels[k.parent].name, strings.Join(k.childCols, ", "))
 		}
-	}
-	now, err := m.live.project(ctx, m.from.Key)
-	if err != nil {
-		return err
 	}
 	if out.Others, err = now.others(ctx); err != nil {
 		return err

@@ -62,6 +62,7 @@ func TestPuttingBack(t *testing.T) {
 		"a materialized view that cannot be renewed stays as it is": testStaleView,
 		"sequences go forward, never back, and only with the rows":  testSequences,
 		"a clone has the sequences of what it shares":               testLoadedSequences,
+		"what is referred to and just being deleted is waited for":  testVanishingParent,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, pg) })
 	}
@@ -159,5 +160,29 @@ func testLoadedSequences(t *testing.T, pg *pgtest.Cluster) {
 	}
 	if got := at(); got != "50 -50 5" {
 		t.Errorf("loaded again, the sequences stand at %s", got)
+	}
+}
+
+func testVanishingParent(t *testing.T, pg *pgtest.Cluster) {
+	p := besides(t, pg, `CREATE TABLE app.country (code text PRIMARY KEY); INSERT INTO app.country VALUES ('it'), ('at');
+		ALTER TABLE app.member ADD country text REFERENCES app.country;
+		UPDATE app.member SET country = 'it' WHERE id = 1; UPDATE app.member SET country = 'at' WHERE id > 1`)
+	p.exec(`UPDATE app.member SET country = NULL WHERE id = 1`)
+	other, err := pg.Conn("shop").Begin(t.Context())
+	noErr(t, err)
+	_, err = other.Exec(t.Context(), `DELETE FROM app.country WHERE code = 'it'`)
+	noErr(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.merge()
+		ended <- err
+	}()
+	pg.Await(`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR KEY SHARE%')`)
+	noErr(t, other.Commit(t.Context()))
+	if err := <-ended; !errors.Is(err, ErrMerge) || !strings.Contains(err.Error(), "1 rows of app.member would refer to rows of app.country") {
+		t.Errorf("error %v", err)
+	}
+	if n := p.ask(`SELECT count(*)::text FROM app.member m WHERE NOT EXISTS (SELECT FROM app.country c WHERE c.code = m.country) AND country IS NOT NULL`); n != "0" {
+		t.Errorf("%s members refer to no country", n)
 	}
 }
