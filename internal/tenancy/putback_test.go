@@ -56,6 +56,25 @@ func (p *putting) merge() (Merged, error) {
 	return Merge(p.t.Context(), p.live, layout, p.from)
 }
 
+func TestMasksMayNameWhatOneProjectLacks(t *testing.T) {
+	p := besides(t, pgtest.Start(t), `CREATE TABLE app.country (code text PRIMARY KEY, name text); INSERT INTO app.country VALUES ('at', 'Austria');
+		CREATE TABLE app.region (code text PRIMARY KEY, name text) PARTITION BY LIST (code); CREATE TABLE app.region_eu PARTITION OF app.region DEFAULT;
+		INSERT INTO app.region VALUES ('eu', 'Europe'); ALTER TABLE app.country ADD region text REFERENCES app.region;
+		UPDATE app.country SET region = 'eu';
+		ALTER TABLE app.member ADD country text REFERENCES app.country; UPDATE app.member SET country = 'at' WHERE project = 'B'`)
+	for mask, good := range map[string]bool{
+		"app.country.name = 'x'": true, "app.region.name = upper(name)": true, "app.member.note = NULL": true,
+		"app.country.code = 'x'": false, "app.country.region = NULL": false, "app.country.nothing = NULL": false, "app.country.name = nothing": false,
+		"app.trace.note = NULL": false, "app.region_eu.name = NULL": false,
+	} {
+		name, as, _ := strings.Cut(mask, " = ")
+		err := pgx.BeginFunc(t.Context(), p.from.v.tx, func(pgx.Tx) error { return Masks{name: as}.Check(t.Context(), p.from) })
+		if good != (err == nil) || err != nil && !errors.Is(err, ErrMask) {
+			t.Errorf("%s: %v", mask, err)
+		}
+	}
+}
+
 func TestPuttingBack(t *testing.T) {
 	pg := pgtest.Start(t)
 	for name, test := range map[string]func(*testing.T, *pgtest.Cluster){

@@ -107,6 +107,27 @@ func (v *View) tree() map[uint32]bool {
 	return own
 }
 
+// copied are the tables in which rows of a slice can be: the tree, and what it refers
+// to without owning it.
+func (v *View) copied() map[uint32]bool {
+	set := v.tree()
+	for more := true; more; {
+		more = false
+		for _, k := range v.g.keys {
+			if !set[k.child] || set[k.parent] {
+				continue
+			}
+			more = true
+			for oid := range v.g.rels {
+				if v.g.related(oid, k.parent) {
+					set[oid] = true
+				}
+			}
+		}
+	}
+	return set
+}
+
 func (v *View) part(top uint32, shared bool) Part {
 	of := v.shapes[top]
 	return Part{Schema: of.schema, Table: of.table, Name: of.name, Columns: of.columns, Key: of.key, Shared: shared, shape: of, g: v.g}
