@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/tenancy/portable"
@@ -31,6 +32,9 @@ func (x *exporting) media(ctx context.Context, key, name, dir string) (_ *portab
 	cmd.Env = append(os.Environ(), "HOLDFAST_MEDIA="+tmp, "HOLDFAST_CLUSTER="+x.cluster.Name, "HOLDFAST_PROJECT="+key, "HOLDFAST_PROJECT_NAME="+name)
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = x.e.err, &firstWords{to: &said, left: 4 << 10}
+	// The whole group: what a shell began would go on in a directory that is removed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("fetching the project's files outside PostgreSQL by %s: %w: %s", m.Command[0], errors.Join(err, ctx.Err()), strings.TrimSpace(said.String()))

@@ -310,6 +310,9 @@ func (p *putBack) apply(ctx context.Context, conn *pgx.Conn, s *tenancy.Slice, d
 		for _, q := range done.Sequences {
 			fmt.Fprintf(w, "  sequence %s moved from %d to %d\n", q.Name, q.From, q.To)
 		}
+		for _, v := range done.Views {
+			fmt.Fprintln(w, "  materialized view not renewed, it shows what live had before:", v)
+		}
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -82,7 +83,8 @@ func deleteProject(ctx context.Context, tx pgx.Tx, l Layout, keyText string) ([]
 	for _, oid := range oids {
 		touched = append(touched, Table{OID: oid, Name: g.rels[oid].name})
 	}
-	return counts, touched, refresh(ctx, tx, oids)
+	_, err = refresh(ctx, tx, oids, true)
+	return counts, touched, err
 }
 
 // hold locks every table that can lose a row or a reference, in one order.
@@ -146,30 +148,37 @@ WITH RECURSIVE edge(below, above, step) AS (
 SELECT format('%I.%I', n.nspname, c.relname) FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'm' AND c.relispopulated GROUP BY 1 ORDER BY max(up.depth), 1`
 
-// refresh renews the materialized views over tables; one that cannot be renewed
-// is emptied: it would be a copy of what was deleted.
-func refresh(ctx context.Context, tx pgx.Tx, tables []uint32) error {
+// refresh renews the materialized views over tables. One that cannot be renewed is
+// emptied, where it would be a copy of what was deleted; else it stays as it is, and
+// stale names it with why.
+func refresh(ctx context.Context, tx pgx.Tx, tables []uint32, empty bool) (stale []string, err error) {
 	rows, err := tx.Query(ctx, viewsSQL, tables)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	views, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return err
+		return nil, err
 	}
+	stale = []string{}
 	for _, v := range views {
-		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		why := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, `REFRESH MATERIALIZED VIEW `+v)
 			return err
 		})
-		if err != nil {
-			_, err = tx.Exec(ctx, `REFRESH MATERIALIZED VIEW `+v+` WITH NO DATA`)
+		switch {
+		case why == nil:
+			continue
+		case ctx.Err() != nil:
+			return stale, why
+		case empty:
+			if _, err := tx.Exec(ctx, `REFRESH MATERIALIZED VIEW `+v+` WITH NO DATA`); err != nil {
+				return stale, fmt.Errorf("emptying the materialized view %s, which copies deleted rows: %w", v, err)
+			}
 		}
-		if err != nil {
-			return fmt.Errorf("emptying the materialized view %s, which copies deleted rows: %w", v, err)
-		}
+		stale = append(stale, v+": "+strings.TrimSpace(why.Error()))
 	}
-	return nil
+	return stale, nil
 }
 
 // Vacuum vacuums tables, quoted as [Table] has them.

@@ -23,18 +23,19 @@ var ErrMask = errors.New("a mask cannot be applied")
 type Masks map[string]string
 
 // Check refuses masks that would pass over what they name, or break references:
-// each must name a column that is copied, and neither a key nor a reference.
+// each must name a column that is copied, of this project or of another one, and
+// neither a key nor a reference.
 func (m Masks) Check(ctx context.Context, s *Slice) error {
 	for _, name := range sortedKeys(m) {
-		p, c := s.column(name)
+		p, c := s.v.column(name)
 		switch {
 		case c == nil:
 			return fmt.Errorf("%w: %s is no column that is copied; name it as schema.table.column", ErrMask, name)
-		case slices.Contains(p.Key, c.quoted) || s.refers(p.shape.oid, c.quoted):
+		case slices.Contains(p.Key, c.quoted) || s.v.g.refers(p.shape.oid, c.quoted):
 			return fmt.Errorf("%w: %s is part of a key or a reference, which must stay", ErrMask, name)
 		}
 		// One statement and no more: COPY would carry out others behind it.
-		sql := fmt.Sprintf(`SELECT %s FROM (%s) r LIMIT 0`, m.of(*p, *c), p.rows(p.everything()))
+		sql := fmt.Sprintf(`SELECT %s FROM (%s) r LIMIT 0`, m.of(p, *c), p.rows(p.everything()))
 		if _, err := s.v.tx.Prepare(ctx, "", sql); err != nil {
 			return fmt.Errorf("%w: %s = %s: %w", ErrMask, name, m[name], err)
 		}
@@ -42,20 +43,22 @@ func (m Masks) Check(ctx context.Context, s *Slice) error {
 	return nil
 }
 
-func (s *Slice) column(name string) (*Part, *Column) {
-	for i := range s.Parts {
-		p := &s.Parts[i]
-		for j := range p.Columns {
-			if c := &p.Columns[j]; !c.Generated && p.Name+"."+c.quoted == name {
-				return p, c
+// column finds a column that can be copied, in a part without rows.
+func (v *View) column(name string) (Part, *Column) {
+	for oid := range v.copied() {
+		if v.g.top(oid) != oid {
+			continue
+		}
+		for _, c := range v.shapes[oid].stored() {
+			if p := v.part(oid, false); p.Name+"."+c.quoted == name {
+				return p, &c
 			}
 		}
 	}
-	return nil, nil
+	return Part{}, nil
 }
 
-func (s *Slice) refers(top uint32, column string) bool {
-	g := s.v.g
+func (g *graph) refers(top uint32, column string) bool {
 	return slices.ContainsFunc(g.keys, func(k key) bool {
 		return g.related(k.child, top) && slices.Contains(k.childCols, column) || g.related(k.parent, top) && slices.Contains(k.parentCols, column)
 	})
@@ -119,10 +122,11 @@ func (v *View) ClientEncoding() string {
 	return "UTF8"
 }
 
-// Advance is a statement for each sequence that sets it to where it stood.
+// Advance is a statement for each sequence that moves it to where it stood, and not
+// back where it is further by now.
 func (s *Slice) Advance() (list []string) {
 	for _, q := range s.Sequences {
-		list = append(list, fmt.Sprintf(`SELECT pg_catalog.setval('%s', %d, %t)`, strings.ReplaceAll(q.Name, "'", "''"), q.LastValue, q.IsCalled))
+		list = append(list, q.moveTo(q.LastValue, q.IsCalled))
 	}
 	return list
 }

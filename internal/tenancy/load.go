@@ -51,7 +51,7 @@ type Loaded struct {
 }
 
 // Load copies a slice into a database whose tables are there and empty, in one
-// transaction with triggers and the checks of references off, sets the sequences to
+// transaction with triggers and the checks of references off, moves the sequences to
 // where they stood, and fills materialized views. tell hears of each table.
 func Load(ctx context.Context, to *pgx.Conn, s *Slice, masks Masks, tell func(table string, rows int64)) (out Loaded, err error) {
 	out = Loaded{Tables: []Digest{}, Views: []string{}}

@@ -29,6 +29,9 @@ type Merged struct {
 	// rows of the same tables, equal before and after.
 	Restored []Digest `json:"restored"`
 	Others   []Digest `json:"others"`
+	// Views are materialized views over changed tables that could not be renewed, each
+	// with why: they are as they were before.
+	Views []string `json:"views_not_filled"`
 }
 
 // Moved is a sequence that was moved.
@@ -82,9 +85,11 @@ func Compare(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (change
 // tables against writers, with triggers off (session_replication_role). Before it
 // commits it proves that the project's rows are the copy's, that all other rows of
 // the same tables are as they were, and that no more references lead nowhere than
-// before; else nothing is changed.
+// before; else nothing is changed. Sequences are moved then, and stay where they are
+// if the commit fails.
 func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (out Merged, err error) {
-	err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
+	// Whatever the server's default: each statement must see what was committed before it.
+	err = inTx(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		v, err := newView(ctx, conn, tx, l)
 		if err == nil {
 			err = v.g.hold(ctx, tx)

@@ -13,7 +13,6 @@ import (
 
 // run carries the merge out, and proves what it did, before the commit.
 func (m *merge) run(ctx context.Context) (out Merged, err error) {
-	tx := m.live.tx
 	if err := m.quiet(ctx); err != nil {
 		return out, err
 	}
@@ -25,27 +24,59 @@ func (m *merge) run(ctx context.Context) (out Merged, err error) {
 	if err != nil {
 		return out, err
 	}
-	if err := m.compare(ctx); err != nil {
+	if err := m.put(ctx); err != nil {
 		return out, err
 	}
-	if _, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`); err != nil {
+	out.Changes = m.changes()
+	now, err := m.live.project(ctx, m.from.Key)
+	if err != nil {
 		return out, err
+	}
+	if err := m.pin(ctx, now); err != nil {
+		return out, err
+	}
+	if err := m.prove(ctx, now, &out, before, loose); err != nil {
+		return out, err
+	}
+	if out.Views, err = refresh(ctx, m.live.tx, m.touched(), false); err != nil {
+		return out, err
+	}
+	// Last: no rollback moves a sequence back.
+	out.Sequences, err = m.advance(ctx)
+	return out, err
+}
+
+// put makes the rows of the project the copy's.
+func (m *merge) put(ctx context.Context) error {
+	if err := m.compare(ctx); err != nil {
+		return err
+	}
+	if _, err := m.live.tx.Exec(ctx, `SET LOCAL session_replication_role = replica`); err != nil {
+		return err
 	}
 	for _, act := range []func(context.Context, *mergeTable) error{m.remove, m.insert, m.unique} {
 		for _, t := range m.list {
 			if err := act(ctx, t); err != nil {
-				return out, err
+				return err
 			}
 		}
 	}
-	out.Changes = m.changes()
-	if out.Sequences, err = m.advance(ctx); err != nil {
-		return out, err
+	return nil
+}
+
+// touched are the tables, and their partitions, in which rows were put or removed.
+func (m *merge) touched() (oids []uint32) {
+	for _, t := range m.list {
+		if t.Added+t.Changed+t.Removed == 0 {
+			continue
+		}
+		for oid := range m.live.g.rels {
+			if m.live.g.within(oid, t.shape.oid) {
+				oids = append(oids, oid)
+			}
+		}
 	}
-	if err := m.prove(ctx, &out, before, loose); err != nil {
-		return out, err
-	}
-	return out, refresh(ctx, tx, sorted(m.now.own))
+	return oids
 }
 
 // Triggers and rules that act whatever session_replication_role says.
@@ -140,21 +171,24 @@ func (m *merge) advance(ctx context.Context) ([]Moved, error) {
 	if err != nil {
 		return moved, err
 	}
-	far := map[string]Moved{} // a sequence may serve many tables
+	far, is := map[string]Moved{}, map[string]Sequence{} // a sequence may serve many tables
 	for _, q := range list {
 		at, err := m.furthest(ctx, q)
 		if err != nil {
 			return moved, fmt.Errorf("moving sequence %s forward: %w", q.Name, err)
 		}
 		if was, seen := far[q.Name]; at != nil && (!seen || (*at > was.To) == (q.step > 0)) {
-			far[q.Name] = Moved{q.Name, q.LastValue, *at}
+			far[q.Name], is[q.Name] = Moved{q.Name, q.LastValue, *at}, q
 		}
 	}
 	for _, name := range sortedKeys(far) {
-		if _, err := m.live.tx.Exec(ctx, `SELECT setval($1::text::regclass, $2, true)`, name, far[name].To); err != nil {
+		tag, err := m.live.tx.Exec(ctx, is[name].moveTo(far[name].To, true))
+		if err != nil {
 			return moved, fmt.Errorf("moving sequence %s forward: %w", name, err)
 		}
-		moved = append(moved, far[name])
+		if tag.RowsAffected() > 0 {
+			moved = append(moved, far[name])
+		}
 	}
 	return moved, nil
 }
@@ -196,9 +230,26 @@ func (m *merge) loose(ctx context.Context) (map[int]int64, error) {
 	return out, nil
 }
 
+// pin locks the rows of others' tables that the project refers to, as the server does
+// for each row that it checks: nobody removes them before the commit.
+func (m *merge) pin(ctx context.Context, now *Slice) error {
+	g := m.live.g
+	for _, k := range g.keys {
+		from := now.below(k.child, k.childCols)
+		if now.own[k.parent] || from == "" {
+			continue
+		}
+		_, err := m.live.tx.Exec(ctx, fmt.Sprintf(`SELECT FROM %s p WHERE EXISTS (SELECT FROM (%s) c WHERE %s) FOR KEY SHARE OF p`, g.from(k.parent), from, k.on("p", "c")))
+		if err != nil {
+			return fmt.Errorf("locking the rows of %s that the project refers to (needs UPDATE on it): %w", g.rels[k.parent].name, err)
+		}
+	}
+	return nil
+}
+
 // prove looks again: the project is the copy's, the others are as they were, and
 // no reference was broken.
-func (m *merge) prove(ctx context.Context, out *Merged, before []Digest, loose map[int]int64) error {
+func (m *merge) prove(ctx context.Context, now *Slice, out *Merged, before []Digest, loose map[int]int64) error {
 	after, err := m.loose(ctx)
 	if err != nil {
 		return err
@@ -208,10 +259,6 @@ func (m *merge) prove(ctx context.Context, out *Merged, before []Digest, loose m
 			return fmt.Errorf("%w: %d rows of %s would refer to rows of %s that are not there (%s)", ErrMerge,
 				n-loose[i], m.live.g.rels[k.child].name, m.live.g.rels[k.parent].name, strings.Join(k.childCols, ", "))
 		}
-	}
-	now, err := m.live.project(ctx, m.from.Key)
-	if err != nil {
-		return err
 	}
 	if out.Others, err = now.others(ctx); err != nil {
 		return err

@@ -28,6 +28,17 @@ type Sequence struct {
 	counts    bool // the column is a number
 }
 
+// moveTo is a statement that moves the sequence forward, and gives a row if it did:
+// what was moved is not moved back when a transaction ends.
+func (q Sequence) moveTo(at int64, called bool) string {
+	behind := "<"
+	if q.step < 0 {
+		behind = ">"
+	}
+	return fmt.Sprintf(`SELECT pg_catalog.setval('%s', %d, %t) FROM %s WHERE last_value %s %[2]d OR last_value = %[2]d AND NOT is_called AND %[3]t`,
+		strings.ReplaceAll(q.Name, "'", "''"), at, called, q.Name, behind)
+}
+
 // shape is a table as rows are put into it: a partitioned one stands for all its
 // partitions.
 type shape struct {

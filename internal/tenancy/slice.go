@@ -60,6 +60,7 @@ func (v *View) Project(ctx context.Context, keyText string) (*Slice, error) {
 	}
 	if err == nil {
 		s.Sequences, err = sequences(ctx, v.tx, s.tops())
+		s.Sequences = slices.CompactFunc(s.Sequences, func(a, b Sequence) bool { return a.Name == b.Name })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("finding the rows of a project in database %s: %w", v.Layout.Database, err)
@@ -106,6 +107,27 @@ func (v *View) tree() map[uint32]bool {
 	return own
 }
 
+// copied are the tables in which rows of a slice can be: the tree, and what it refers
+// to without owning it.
+func (v *View) copied() map[uint32]bool {
+	set := v.tree()
+	for more := true; more; {
+		more = false
+		for _, k := range v.g.keys {
+			if !set[k.child] || set[k.parent] {
+				continue
+			}
+			more = true
+			for oid := range v.g.rels {
+				if v.g.related(oid, k.parent) {
+					set[oid] = true
+				}
+			}
+		}
+	}
+	return set
+}
+
 func (v *View) part(top uint32, shared bool) Part {
 	of := v.shapes[top]
 	return Part{Schema: of.schema, Table: of.table, Name: of.name, Columns: of.columns, Key: of.key, Shared: shared, shape: of, g: v.g}
@@ -129,12 +151,10 @@ func (v *View) parts(stored map[uint32]int64, shared bool) (list []Part) {
 	return list
 }
 
-// tops are the tables of the project's own parts.
+// tops are the tables of the parts.
 func (s *Slice) tops() (oids []uint32) {
 	for _, p := range s.Parts {
-		if !p.Shared {
-			oids = append(oids, p.shape.oid)
-		}
+		oids = append(oids, p.shape.oid)
 	}
 	return oids
 }
