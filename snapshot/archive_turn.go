@@ -5,12 +5,16 @@ import (
 	"sync"
 )
 
-// turn is a part's place in the order of a stream. Parts are sealed side by side and
-// wait in the spool; they are sent from memory in their order, a few at a time: one that
-// was let in before an earlier one would hold the place that the earlier one needs. The
-// zero value waits for nobody.
+// turn is a part's place in the order of a stream. Parts are sealed side by side, but
+// come into the spool in their order: what a process that dies leaves there is sent by
+// the next one, which then goes on behind it, and must not leave a hole. From the spool
+// they are sent in their order, a few at a time: one that was let in before an earlier
+// one would hold the place that the earlier one needs. The zero value waits for nobody.
 type turn struct {
 	before  *turn         // nil: there is none, or it was let in
+	prior   chan struct{} // closed when the part before lies in the spool; nil: there is none
+	lies    chan struct{} // closed when this one does, by laid
+	laid    func()
 	begun   chan struct{} // closed when the part was let in
 	done    chan struct{} // closed when it is durable
 	after   <-chan struct{}
@@ -21,15 +25,35 @@ type turn struct {
 
 // follow makes the turn of the part behind t's, which has a place in sealing.
 func (t *turn) follow(sealing, sending chan struct{}, woken func()) *turn {
-	next := &turn{before: t, begun: make(chan struct{}), done: make(chan struct{}), sending: sending}
+	next := &turn{before: t, lies: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}), sending: sending}
 	if t != nil {
-		next.after = t.done
+		next.after, next.prior = t.done, t.lies
 	}
+	next.laid = sync.OnceFunc(func() { close(next.lies) })
 	next.spooled = sync.OnceFunc(func() {
 		<-sealing
 		woken()
 	})
 	return next
+}
+
+// keep has f bring the part into the spool when the one before lies there. Calling
+// again is safe.
+func (t *turn) keep(ctx context.Context, f func() error) error {
+	if t.prior != nil {
+		select {
+		case <-t.prior:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	if t.laid != nil {
+		t.laid()
+	}
+	return nil
 }
 
 // ordered says that the part belongs to a stream.

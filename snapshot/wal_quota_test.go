@@ -205,7 +205,7 @@ func TestAPartTakesNoMoreThanItWasPromised(t *testing.T) {
 		room, err := g.p.w.spool.quota.admit(p.most())
 		okay(t, err)
 		promised := room.bytes
-		e, err := g.p.w.sealed(&p, p.names(g.p.w.c.Lineage, g.p.w.c.Keys), room)
+		e, err := g.p.w.sealed(t.Context(), &p, p.names(g.p.w.c.Lineage, g.p.w.c.Keys), room, &turn{})
 		okay(t, err)
 		if took := g.p.w.spool.quota.sizes[e.WAL.Object.Name]; took > promised {
 			t.Errorf("%d bytes took %d, promised were %d", n, took, promised)

@@ -1,9 +1,13 @@
 package snapshot
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
 
 // A1: what the spool gives back is what was sealed, or nothing.
@@ -37,4 +41,34 @@ func FuzzSpoolEntry(f *testing.F) {
 			t.Error("bytes that the entry does not bind were accepted")
 		}
 	})
+}
+
+// A process that dies leaves parts in the spool, and the next one goes on behind the
+// last of them: one that was sealed sooner than the part before it must not lie there
+// alone.
+func TestThePartsOfAStreamComeIntoTheSpoolInTheirOrder(t *testing.T) {
+	w := newPushRig(t).p.w
+	sealing := make(chan struct{}, 2)
+	var first *turn
+	first = first.follow(sealing, make(chan struct{}, 1), func() {})
+	second := first.follow(sealing, first.sending, func() {})
+	keep := func(ctx context.Context, n int, turn *turn) error {
+		p := part{file: fmt.Sprintf("%024X", n), timeline: 1, from: lsn.LSN(n), to: lsn.LSN(n), data: []byte{byte(n)}}
+		r, err := w.spool.quota.admit(p.most())
+		okay(t, err)
+		_, err = w.sealed(ctx, &p, p.names(w.c.Lineage, w.c.Keys), r, turn)
+		return err
+	}
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	if err := keep(stopped, 2, second); !errors.Is(err, context.Canceled) || len(w.spool.left()) > 0 {
+		t.Fatalf("the second part lies in the spool alone: %v", err)
+	}
+	okay(t, keep(t.Context(), 1, first))
+	for range 2 { // again where sending it failed
+		okay(t, keep(t.Context(), 2, second))
+	}
+	if left := w.spool.left(); len(left) != 2 {
+		t.Errorf("the spool holds %d parts", len(left))
+	}
 }

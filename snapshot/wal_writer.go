@@ -129,7 +129,7 @@ func (w *WALWriter) bring(ctx context.Context, p *part, n names, r *room, t *tur
 				return err
 			}
 		}
-		e, err := w.sealed(p, n, r)
+		e, err := w.sealed(ctx, p, n, r, t)
 		if err != nil {
 			return err
 		}
@@ -175,11 +175,14 @@ func (w *WALWriter) holding(ctx context.Context, object string, f func() error) 
 	return f()
 }
 
-// sealed returns the spooled bytes of p, or seals and spools it.
-func (w *WALWriter) sealed(p *part, n names, r *room) (*entry, error) {
+// sealed returns the spooled bytes of p, or seals and spools it when its turn comes.
+func (w *WALWriter) sealed(ctx context.Context, p *part, n names, r *room, t *turn) (*entry, error) {
 	e, err := w.spool.find(n.object)
-	if err != nil || e != nil {
-		return e, err
+	if e != nil {
+		return e, t.keep(ctx, func() error { return nil })
+	}
+	if err != nil {
+		return nil, err
 	}
 	if p.shelved {
 		return nil, permanent{fmt.Errorf("the WAL spool has lost %s, which was sealed", n.object)}
@@ -202,7 +205,7 @@ func (w *WALWriter) sealed(p *part, n names, r *room) (*entry, error) {
 		}
 	}
 	e.WAL = p.record(w.c.Lineage, n, object, e.index)
-	if err := w.spool.keep(e, r); err != nil {
+	if err := t.keep(ctx, func() error { return w.spool.keep(e, r) }); err != nil {
 		return nil, err
 	}
 	w.at("spooled")
