@@ -93,7 +93,7 @@ func (s *Scrub) Close() error {
 // Coverage is how far verification of one zone has come.
 type Coverage struct {
 	Zone     string    `json:"zone"`
-	Objects  int       `json:"objects"`         // that it should hold
+	Objects  int       `json:"objects"`         // that it should hold and keep
 	Verified int       `json:"verified"`        // of these, read and right within the time configured
 	Bad      int       `json:"bad"`             // wrong or missing when last looked at
 	Hidden   int       `json:"hidden"`          // right, beneath later versions or a delete marker
@@ -107,9 +107,17 @@ func (s *Scrub) Coverage() []Coverage {
 	var out []Coverage
 	for _, m := range s.v.members {
 		s.mu.Lock()
-		c := Coverage{Zone: m.name, Objects: len(s.mine[m.name]), Short: s.short[m.name]}
+		mine, c := s.mine[m.name], Coverage{Zone: m.name, Short: s.short[m.name]}
 		s.mu.Unlock()
-		s.zones[m.name].each(func(_ string, e seen) { c.add(e, now, s.cfg.Every) })
+		for _, t := range mine {
+			if s.v.barred(t.Name) {
+				continue // it is let go, and not looked at any more
+			}
+			c.Objects++
+			if e, ok := s.zones[m.name].get(t.Name); ok {
+				c.add(e, now, s.cfg.Every)
+			}
+		}
 		out = append(out, c)
 	}
 	return out

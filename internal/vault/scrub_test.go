@@ -87,6 +87,14 @@ func TestRollingVerificationSeesHidesRotAndShortLocksAndMendsThem(t *testing.T) 
 	if err := s.Turn(t.Context(), time.Minute); err != nil || len(log.take()) != 0 {
 		t.Errorf("the second turn: %v, %q", err, log.take())
 	}
+	if errs := c.Remover().RemoveAll(t.Context(), names[0]); !errors.Is(errs["a"], zone.ErrLocked) {
+		t.Errorf("removal of what is locked: %v", errs)
+	}
+	for _, cover := range s.Coverage() { // it is let go, though its locks keep it there
+		if cover.Objects != 2 || cover.Verified != 2 {
+			t.Errorf("with one object on its way out: %+v", cover)
+		}
+	}
 }
 
 // The state of verification outlives the process; a zone that is away is left, and its
