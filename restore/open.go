@@ -3,7 +3,6 @@ package restore
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -55,11 +54,38 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 		return Opened{}, err
 	}
 	programs.User = opt.User
-	if opt.Port == 0 {
-		if opt.Port, err = freePort(ctx); err != nil {
+	o, err := start(ctx, dir, m, programs, opt)
+	if err != nil {
+		return Opened{}, fmt.Errorf("opening %s: %w", dir, err)
+	}
+	if m.State == "closed" {
+		m.State = "open"
+		if err := m.write(dir, programs); err != nil {
 			return Opened{}, err
 		}
 	}
+	return o, nil
+}
+
+// start starts the server on the port that was asked for, or the first free one:
+// where somebody else takes that one meanwhile, on the next.
+func start(ctx context.Context, dir string, m Marker, programs sandbox.Programs, opt OpenOptions) (Opened, error) {
+	if opt.Port != 0 {
+		return startOn(ctx, dir, m, programs, opt)
+	}
+	for from := firstPort; ; from = opt.Port + 1 {
+		var err error
+		if opt.Port, err = freePort(ctx, from); err != nil {
+			return Opened{}, err
+		}
+		o, err := startOn(ctx, dir, m, programs, opt)
+		if err == nil || ctx.Err() != nil || isFree(ctx, opt.Port) {
+			return o, err
+		}
+	}
+}
+
+func startOn(ctx context.Context, dir string, m Marker, programs sandbox.Programs, opt OpenOptions) (Opened, error) {
 	o := Opened{Port: opt.Port, Socket: dir, Log: filepath.Join(dir, "holdfast-start.log")}
 	more := map[string]string{"port": strconv.Itoa(opt.Port), "listen_addresses": cmp.Or(opt.Listen, "localhost"), "unix_socket_directories": dir, "cluster_name": "restored " + m.Cluster}
 	if len(dir)+len("/.s.PGSQL.65535") > maxSocketPath {
@@ -71,17 +97,8 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 	if err := writeAuto(dir, programs, more); err != nil {
 		return Opened{}, err
 	}
-	if err := programs.StartDaemon(ctx, dir, o.Log); err != nil {
-		return Opened{}, fmt.Errorf("opening %s: %w", dir, err)
-	}
-	if m.State == "closed" {
-		m.State = "open"
-		if err := m.write(dir, programs); err != nil {
-			return Opened{}, err
-		}
-	}
 	o.Connection = fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", o.Socket, opt.Port)
-	return o, nil
+	return o, programs.StartDaemon(ctx, dir, o.Log)
 }
 
 func majorOf(dir string) int {
@@ -96,15 +113,24 @@ func majorOf(dir string) int {
 	return n
 }
 
+// The ports that are tried.
+const firstPort, endPort = 5433, 5533
+
 // freePort looks for a port that nobody listens on.
-func freePort(ctx context.Context) (int, error) {
-	var lc net.ListenConfig
-	for port := 5433; port < 5533; port++ {
-		l, err := lc.Listen(ctx, "tcp", "localhost:"+strconv.Itoa(port))
-		if err == nil {
-			l.Close()
+func freePort(ctx context.Context, from int) (int, error) {
+	for port := from; port < endPort; port++ {
+		if isFree(ctx, port) {
 			return port, nil
 		}
 	}
-	return 0, errors.New("looking for a free port: 5433 to 5532 are all taken; give --port")
+	return 0, fmt.Errorf("looking for a free port: %d to %d are all taken; give --port", firstPort, endPort-1)
+}
+
+func isFree(ctx context.Context, port int) bool {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", "localhost:"+strconv.Itoa(port))
+	if err == nil {
+		l.Close()
+	}
+	return err == nil
 }
