@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -238,6 +239,50 @@ func TestConnectionStringTakesAnotherDatabase(t *testing.T) {
 	} {
 		if got, err := inDatabase(dsn, "it's"); err != nil || got != want {
 			t.Errorf("%s: %s, %v; want %s", dsn, got, err, want)
+		}
+	}
+}
+
+// Whatever changes, and whatever more is said to have changed, a file comes back as it is
+// by what is kept of the leaf before, whose runs lie in many frames by then.
+func TestAFileComesBackThroughManyLeavesAndCandidates(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	data := noise(40 * page.Size)
+	cut := newCutting()
+	var last *leafMaker
+	for round := range 300 {
+		var asked blockList
+		for i := range len(data) / page.Size {
+			block := data[i*page.Size : (i+1)*page.Size]
+			switch random.IntN(8) {
+			case 0:
+				copy(block, noise(page.Size))
+				block[0], block[1] = byte(round), byte(round>>8)
+			case 1:
+				clear(block)
+			case 2: // said to have changed, and did not
+			default:
+				continue
+			}
+			asked.list = append(asked.list, uint32(i))
+		}
+		f := (&take{}).newFile(datadir.File{Kind: datadir.Other, Size: int64(len(data))})
+		p := piece{f: f, count: f.blocks()}
+		r := bytes.NewReader(data)
+		p.r, p.seek = r, func(off int64) { _, _ = r.Seek(off, io.SeekStart) }
+		if last != nil {
+			p.old = []*oldLeaf{{leaf: last.leaf, at: catalog.LeafRef{Count: 1}, size: f.size, renew: make([]bool, len(last.leaf.Frames))}}
+			p.suspects = &suspects{base: asked, attempt: asked}
+		}
+		noErr(t, cut.piece(p))
+		noErr(t, cut.flush())
+		if got, _ := cut.bytes(t, f); !bytes.Equal(got, data) {
+			t.Fatalf("seed %d: the file did not come back in round %d", seed, round)
+		}
+		last = cut.leaves[len(cut.leaves)-1]
+		if !last.changed {
+			last.leaf = p.old[0].leaf
 		}
 	}
 }

@@ -155,7 +155,10 @@ func (m *leafMaker) oldRun(i int) (catalog.Run, bool) {
 	if len(runs) == 0 {
 		return catalog.Run{First: 0, Count: m.old.leaf.Blocks, Frame: catalog.ZeroFrame}, true
 	}
-	for runs[m.run].First+runs[m.run].Count <= i { // blocks come in order
+	for runs[m.run].First > i { // somebody looked ahead
+		m.run--
+	}
+	for runs[m.run].First+runs[m.run].Count <= i { // mostly blocks come in order
 		m.run++
 	}
 	return runs[m.run], true
