@@ -71,6 +71,9 @@ func TestNoPageOfASnapshotIsOlderThanTheServersWas(t *testing.T) { // promise 1
 			before[pgtest.Value[string](pg, "SELECT pg_relation_filepath('"+rel+"')")] = pageLSNs(t, pg, rel)
 		}
 		s := r.take(cfg)
+		if v := r.verify(s, VerifyConfig{Identities: r.data, Digests: r.digests}); !v.OK() {
+			t.Errorf("%s by %s, %s: %+v", s.ID, cfg.Source, cfg.Candidates, v.Deep.Faults)
+		}
 		m := r.manifest(s)
 		frames, maps := r.packs(m), r.leaves(m)
 		seen := 0

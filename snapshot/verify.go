@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 )
@@ -31,8 +32,10 @@ type VerifyConfig struct {
 	// Identities open the data; without any, objects are compared with their
 	// digests and not opened.
 	Identities []age.Identity
-	Heal       Healer // nil: what is wrong is told and left
-	Workers    int    // objects at a time (2); each may take 35 MiB, twice that when opened
+	// Digests opens the keys of the blocks' digests; nil: blocks are not held against them.
+	Digests func(ctx context.Context, epoch int) (seal.DigestKeys, error)
+	Heal    Healer // nil: what is wrong is told and left
+	Workers int    // objects at a time (2); each may take 35 MiB, twice that when opened
 	// Scratch is where the page maps lie, opened, while they are read: a thousandth
 	// of the cluster, and no data. "" is the system's directory for such files.
 	Scratch string

@@ -26,8 +26,8 @@ type DeepReport struct {
 	Frames int           `json:"frames"` // that the snapshot refers to
 	Pages  catalog.Pages `json:"pages"`
 	// Faults are what the note did not tell: maps and frames that do not open or do
-	// not agree, objects that the list forgot, pages that are bad beyond those that
-	// were bad when they were taken.
+	// not agree, blocks that are not those of the maps' digests, objects that the list
+	// forgot, pages that are bad beyond those that were bad when they were taken.
 	Faults []ObjectFault `json:"faults"` // the first thousand
 }
 
@@ -38,12 +38,14 @@ type deep struct {
 	cfg    VerifyConfig
 	snap   catalog.Snapshot
 	header catalog.ManifestHeader
-	packs  []catalog.ManifestPack
-	maps   []catalog.ManifestMap
-	files  []checkedFile
-	places map[string]int // of packs, by object name
-	dir    string
-	shelf  *shelf
+	// digester is nil where blocks are not held against the digests of the maps.
+	digester *page.Digester
+	packs    []catalog.ManifestPack
+	maps     []catalog.ManifestMap
+	files    []checkedFile
+	places   map[string]int // of packs, by object name
+	dir      string
+	shelf    *shelf
 
 	mu     sync.Mutex
 	report DeepReport
@@ -82,6 +84,13 @@ func openDeep(ctx context.Context, cfg VerifyConfig, s catalog.Snapshot, refs []
 		return nil, err
 	}
 	d.header = m.Header
+	if epoch := d.header.DigestEpoch; epoch > 0 && cfg.Digests != nil {
+		keys, err := cfg.Digests(ctx, epoch)
+		if err != nil {
+			return nil, fmt.Errorf("open the digest keys of the snapshot: %w", err)
+		}
+		d.digester = page.NewDigester(keys.Key)
+	}
 	if err := d.manifest(ctx, m); err != nil {
 		return nil, err
 	}
@@ -178,7 +187,7 @@ func (d *deep) leaf(f *catalog.ManifestFile, place uint32, first int64, l catalo
 		x := l.Frames[r.Frame]
 		err := d.shelf.put(fragment{
 			pack: x.Pack, off: x.Off, len: uint32(x.Len), raw: uint32(x.Raw), sum: x.SHA256,
-			file: place, at: (first + int64(r.First)) * catalog.BlockSize, n: uint32(r.Bytes(first, f.Size)), in: uint32(r.Off),
+			file: place, at: (first + int64(r.First)) * catalog.BlockSize, n: uint32(r.Bytes(first, f.Size)), in: uint32(r.Off), digests: page.Fold(l.Digests[r.First : r.First+r.Count]),
 		})
 		if err != nil {
 			return err
@@ -289,16 +298,21 @@ func framesOf(name string, said []fragment) (frames []seal.Frame, groups [][]fra
 	return frames, groups, faults
 }
 
-// check judges the pages of a piece as they were judged when they were taken.
+// check holds a piece against its blocks' digests, and judges its pages as they were
+// judged when they were taken.
 func (d *deep) check(x fragment, raw []byte, sum *catalog.Pages) (faults []ObjectFault) {
 	f := d.files[x.file]
 	if int(x.in)+int(x.n) > len(raw) {
 		return []ObjectFault{{f.path, fmt.Sprintf("%d bytes at %d of a frame of %d", x.n, x.in, len(raw))}}
 	}
-	if !f.pages {
-		return nil
-	}
 	data := raw[x.in : x.in+x.n]
+	if d.digester != nil && d.digester.SumAll(data) != x.digests {
+		first := x.at / page.Size
+		faults = append(faults, ObjectFault{f.path, fmt.Sprintf("blocks %d to %d: the page map refers to other bytes than it tells the digests of; take a full snapshot and report this", first, first+int64(len(data)-1)/page.Size)})
+	}
+	if !f.pages {
+		return faults
+	}
 	for block := x.at / page.Size; len(data) >= page.Size; block++ {
 		p := data[:page.Size]
 		data = data[page.Size:]

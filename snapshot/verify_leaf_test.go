@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -150,6 +151,28 @@ func TestDeepVerifyHoldsPageMapsAgainstPacks(t *testing.T) {
 				t.Errorf("%v left behind, %v", left, err)
 			}
 		})
+	}
+}
+
+func (r *rig) digests(context.Context, int) (seal.DigestKeys, error) { return r.keys, nil }
+
+// A right page at the wrong time passes every checksum: its digest does not.
+func TestDeepVerifyHoldsBlocksAgainstTheirDigests(t *testing.T) {
+	for _, other := range []bool{false, true} {
+		r := newRig(t)
+		digest := page.NewDigester(r.keys.Key).Sum
+		s := r.mapped("1-newer", func(l *catalog.Leaf, m *catalog.Manifest, _ *[]catalog.Ref) {
+			m.Header.DigestEpoch = 1
+			l.Digests = []uint64{digest(goodPage(0, 1)), digest(goodPage(1, 2)), digest(make([]byte, page.Size)), digest(goodPage(3, 3)), digest(goodPage(4, 4))}
+			if other {
+				l.Digests[1] = digest(goodPage(1, 3))
+			}
+		})
+		cfg := VerifyConfig{Identities: r.data, Digests: r.digests}
+		got := r.verify(s, cfg)
+		if got.OK() == other || other && !strings.HasPrefix(got.Deep.Faults[0].Fault, "blocks 0 to 1: ") {
+			t.Errorf("another version of a page: %t; faults %v", other, got.Deep.Faults)
+		}
 	}
 }
 

@@ -27,9 +27,10 @@ type fragment struct {
 	file     uint32
 	at       int64  // in the file, bytes
 	n, in    uint32 // bytes, and where in the frame's raw ones
+	digests  uint64 // of its blocks, folded
 }
 
-const fragmentSize = 4 + 8 + 4 + 4 + 32 + 4 + 8 + 4 + 4
+const fragmentSize = 4 + 8 + 4 + 4 + 32 + 4 + 8 + 4 + 4 + 8
 
 func (x fragment) frame() seal.Frame {
 	return seal.Frame{Off: x.off, Len: int64(x.len), Raw: int(x.raw), SHA256: hex.EncodeToString(x.sum[:])}
@@ -45,14 +46,15 @@ func (x fragment) append(b []byte) []byte {
 	b = le.AppendUint32(b, x.file)
 	b = le.AppendUint64(b, uint64(x.at))
 	b = le.AppendUint32(b, x.n)
-	return le.AppendUint32(b, x.in)
+	b = le.AppendUint32(b, x.in)
+	return le.AppendUint64(b, x.digests)
 }
 
 func parseFragment(b []byte) fragment {
 	le := binary.LittleEndian
 	return fragment{
 		pack: le.Uint32(b), off: int64(le.Uint64(b[4:])), len: le.Uint32(b[12:]), raw: le.Uint32(b[16:]), sum: [32]byte(b[20:52]),
-		file: le.Uint32(b[52:]), at: int64(le.Uint64(b[56:])), n: le.Uint32(b[64:]), in: le.Uint32(b[68:]),
+		file: le.Uint32(b[52:]), at: int64(le.Uint64(b[56:])), n: le.Uint32(b[64:]), in: le.Uint32(b[68:]), digests: le.Uint64(b[72:]),
 	}
 }
 
