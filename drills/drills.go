@@ -127,6 +127,8 @@ type Deps struct {
 	Proofs    Prover    // nil: proofs are not kept, and the record says so
 	Incidents Incidents // nil: nobody is told
 	Replay    restore.Replayer
+	// Digests opens the keys of the blocks' digests; nil: frames alone are checked.
+	Digests   func(ctx context.Context, epoch int) (seal.DigestKeys, error)
 	Program   string // this binary, for restore_command
 	Role      string // a superuser of the cluster; "" is postgres
 	Workers   int

@@ -24,7 +24,7 @@ func (r *run) prepare(ctx context.Context, began time.Time) {
 	r.phase(ctx, "restore", func(ctx context.Context) (err error) {
 		r.room, err = restore.Prepare(ctx, r.deps.Repo, *r.restore, restore.Options{
 			To: r.scratch.data(), Binaries: r.def.Environment.Binaries, User: r.def.Environment.User, Role: r.deps.Role, Program: r.deps.Program,
-			Workers: r.deps.Workers, Replay: r.replayer(), Log: r.deps.ServerLog, Stall: r.deps.Stall,
+			Workers: r.deps.Workers, Replay: r.replayer(), Digests: r.deps.Digests, Log: r.deps.ServerLog, Stall: r.deps.Stall,
 			Progress: func(p restore.Progress) {
 				if r.deps.Progress != nil {
 					r.deps.Progress(r.rec.ID, p)

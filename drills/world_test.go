@@ -229,7 +229,7 @@ func (w *world) take() catalog.Snapshot {
 	return must[catalog.Snapshot](w.t)(snapshot.Take(w.t.Context(), snapshot.TakeConfig{
 		Cluster: "cms", Node: "db1", Epoch: w.lineage.Epoch, Source: snapshot.SourceFiles, DSN: w.pg.DSN("postgres"), Fast: true,
 		Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust, Data: []age.Recipient{w.data.Recipient()}, Index: w.indexTo(),
-		Fingerprints: []string{"0123456789abcdef"}, WAL: w.archiver,
+		Fingerprints: []string{"0123456789abcdef"}, WAL: w.archiver, Keys: w.digests,
 	}))
 }
 
@@ -250,6 +250,7 @@ func (w *world) deps() drills.Deps {
 	return drills.Deps{
 		Repo: w.repo(), Log: w.log, Proofs: drills.SignedProofs{Signer: w.signer, Store: w.vault.Writer()}, Incidents: w.alarms,
 		Program: w.program, Actor: ledger.Actor{Kind: "schedule"}, Replay: noTombstones, Stall: 20 * time.Second,
+		Digests: func(context.Context, int) (seal.DigestKeys, error) { return w.digests, nil },
 	}
 }
 

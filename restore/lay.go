@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 )
 
 // lay makes every file at its size and lists what must be brought into them:
@@ -101,5 +102,8 @@ func wanted(file int, first, size int64, l catalog.Leaf) []record {
 
 // ofRun is the record of one run.
 func ofRun(file int, first, size int64, l catalog.Leaf, r catalog.Run) record {
-	return record{frame: l.Frames[r.Frame], file: uint32(file), from: uint32(r.Off), n: uint32(r.Bytes(first, size)), at: (first + int64(r.First)) * catalog.BlockSize}
+	return record{
+		frame: l.Frames[r.Frame], file: uint32(file), from: uint32(r.Off), n: uint32(r.Bytes(first, size)),
+		at: (first + int64(r.First)) * catalog.BlockSize, digests: page.Fold(l.Digests[r.First : r.First+r.Count]),
+	}
 }

@@ -132,6 +132,9 @@ func (t *tree) decode(ctx context.Context, r Repo, sealed io.ReaderAt, j *job, d
 			if int64(x.from)+int64(x.n) > int64(len(raw)) {
 				return fmt.Errorf("%s: a frame of %d bytes has none at %d", t.path(int(x.file)), len(raw), x.from+x.n)
 			}
+			if t.digester != nil && t.digester.SumAll(raw[x.from:x.from+x.n]) != x.digests {
+				return fmt.Errorf("%s: the %d bytes at %d are not those whose digests the page map tells: what was taken is not what would come back; restore another snapshot (--snapshot ID) and report this", t.path(int(x.file)), x.n, x.at)
+			}
 		}
 		left = left[len(same):]
 		return w.put(ctx, opened{same, raw})

@@ -138,9 +138,12 @@ type Result struct {
 	SavedWAL string `json:"saved_wal,omitempty"`
 	// BySize: all files were there when it was gone on with, and were taken by their
 	// sizes, not read.
-	BySize  bool    `json:"files_by_size,omitempty"`
-	Bytes   int64   `json:"bytes"`
-	Seconds Seconds `json:"seconds"`
+	BySize bool `json:"files_by_size,omitempty"`
+	// Unchecked says why the blocks were not held against the digests of the page maps;
+	// their frames were, always.
+	Unchecked string  `json:"unchecked_blocks,omitempty"`
+	Bytes     int64   `json:"bytes"`
+	Seconds   Seconds `json:"seconds"`
 }
 
 // AppliedTombstone says what replaying one tombstone removed.

@@ -22,9 +22,11 @@ type record struct {
 	from  uint32 // in the frame's raw bytes
 	n     uint32
 	at    int64 // in the file
+	// digests are those of its blocks, folded ([page.Fold]).
+	digests uint64
 }
 
-const recordSize = 4 + 8 + 4 + 4 + 32 + 4 + 4 + 4 + 8
+const recordSize = 4 + 8 + 4 + 4 + 32 + 4 + 4 + 4 + 8 + 8
 
 func (r record) order(o record) int {
 	return cmp.Or(cmp.Compare(r.frame.Pack, o.frame.Pack), cmp.Compare(r.frame.Off, o.frame.Off), cmp.Compare(r.file, o.file), cmp.Compare(r.at, o.at))
@@ -40,7 +42,8 @@ func (r record) append(b []byte) []byte {
 	b = le.AppendUint32(b, r.file)
 	b = le.AppendUint32(b, r.from)
 	b = le.AppendUint32(b, r.n)
-	return le.AppendUint64(b, uint64(r.at))
+	b = le.AppendUint64(b, uint64(r.at))
+	return le.AppendUint64(b, r.digests)
 }
 
 func parseRecord(b []byte) record {
@@ -49,7 +52,7 @@ func parseRecord(b []byte) record {
 		frame: catalog.LeafFrame{
 			Pack: le.Uint32(b), Off: int64(le.Uint64(b[4:])), Len: int(le.Uint32(b[12:])), Raw: int(le.Uint32(b[16:])), SHA256: [32]byte(b[20:52]),
 		},
-		file: le.Uint32(b[52:]), from: le.Uint32(b[56:]), n: le.Uint32(b[60:]), at: int64(le.Uint64(b[64:])),
+		file: le.Uint32(b[52:]), from: le.Uint32(b[56:]), n: le.Uint32(b[60:]), at: int64(le.Uint64(b[64:])), digests: le.Uint64(b[72:]),
 	}
 }
 

@@ -53,8 +53,11 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 
 // bring makes the directory what recovery needs.
 func (room *Room) bring(ctx context.Context, t *tree, began time.Time) error {
+	if err := room.openDigests(ctx, t); err != nil {
+		return err
+	}
 	if room.delta {
-		if err := room.prepareDelta(ctx, t); err != nil {
+		if err := room.prepareDelta(t); err != nil {
 			return err
 		}
 	}
@@ -70,20 +73,31 @@ func (room *Room) bring(ctx context.Context, t *tree, began time.Time) error {
 	return t.finish()
 }
 
-// prepareDelta makes what the directory holds ours, and fit to be compared.
-func (room *Room) prepareDelta(ctx context.Context, t *tree) error {
-	var digester *page.Digester
-	if epoch := t.header.DigestEpoch; epoch > 0 && room.opt.Digests != nil {
-		keys, err := room.opt.Digests(ctx, epoch)
-		if err != nil {
-			return fmt.Errorf("comparing with what is there: %w", err)
-		}
-		digester = page.NewDigester(keys.Key)
+// openDigests lets blocks be known by their digests. A delta needs that; without it a
+// restore into an empty directory is none the worse, but for a check, and says so.
+func (room *Room) openDigests(ctx context.Context, t *tree) error {
+	epoch := t.header.DigestEpoch
+	if epoch == 0 || room.opt.Digests == nil {
+		return nil
 	}
+	keys, err := room.opt.Digests(ctx, epoch)
+	switch {
+	case err == nil:
+		t.digester = page.NewDigester(keys.Key)
+	case room.delta:
+		return fmt.Errorf("comparing with what is there: %w", err)
+	case ctx.Err() == nil:
+		room.Result.Unchecked = err.Error()
+	}
+	return context.Cause(ctx)
+}
+
+// prepareDelta makes what the directory holds ours, and fit to be compared.
+func (room *Room) prepareDelta(t *tree) error {
 	if err := room.seize(); err != nil {
 		return err
 	}
-	t.like = newLikeness(digester, t.header.Facts.ChecksumsStart != 0)
+	t.like = newLikeness(t.digester, t.header.Facts.ChecksumsStart != 0)
 	if err := room.dropSpaces(t); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/control"
+	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 )
 
 // controlFile is the file without which nothing starts; it is written last (C-54).
@@ -27,6 +28,9 @@ type tree struct {
 	own func(paths ...string) error // gives them to PostgreSQL's user
 	// spaces are where the tablespaces' links will point, by OID.
 	spaces map[uint32]string
+	// digester holds each block that comes against what the page map tells of it; nil
+	// where its keys are not to be had.
+	digester *page.Digester
 	// like tells blocks that are there already; nil where there are none.
 	like *likeness
 

@@ -114,7 +114,7 @@ func (n *node) drillDeps(ctx context.Context, env configs.Environment) (drills.D
 	}
 	return drills.Deps{
 		Repo: repo, Log: n.ledger, Proofs: drills.SignedProofs{Signer: n.signer, Store: n.vault.Writer()}, Incidents: n.incidents,
-		Replay: n.replayer(repo.Data), Program: self, Workers: n.cfg.Node.Limits.Workers, Actor: actor(ctx), Now: n.now,
+		Replay: n.replayer(repo.Data), Digests: n.digestsBy(repo.Data), Program: self, Workers: n.cfg.Node.Limits.Workers, Actor: actor(ctx), Now: n.now,
 	}, nil
 }
 

@@ -41,11 +41,16 @@ func (w *world) repo(given configs.Secret) (restore.Repo, error) {
 	return r, err
 }
 
+// digestsBy opens digest keys that data identities open.
+func (w *world) digestsBy(data []age.Identity) func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
+	return func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
+		return w.digestKeys(ctx, epoch, data...)
+	}
+}
+
 // replayer removes deleted projects, by the digest keys that data identities open.
 func (w *world) replayer(data []age.Identity) restore.Replayer {
-	return restore.ReplayWith(func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
-		return w.digestKeys(ctx, epoch, data...)
-	})
+	return restore.ReplayWith(w.digestsBy(data))
 }
 
 // plan gathers and plans a restore.
@@ -264,9 +269,7 @@ func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, c
 	return restore.Options{
 		To: to, Process: &process, Binaries: t.binaries, User: t.user, Program: self, Workers: max(2, w.cfg.Node.Limits.Workers),
 		Replay: w.replayer(repo.Data), Quarantine: t.quarantine,
-		Digests: func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
-			return w.digestKeys(ctx, epoch, repo.Data...)
-		},
+		Digests: w.digestsBy(repo.Data),
 	}, nil
 }
 
@@ -287,6 +290,9 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 	fmt.Fprintf(out, "restored to %s\n", d.RestoredTo)
 	if d.SavedWAL != "" {
 		fmt.Fprintf(out, "old WAL    put aside in %s: remove it when nothing in it is wanted\n", d.SavedWAL)
+	}
+	if d.Unchecked != "" {
+		fmt.Fprintf(out, "blocks     not held against the digests of the page maps: %s\n", d.Unchecked)
 	}
 	if d.BySize {
 		fmt.Fprintln(out, "files      all were there; they were taken by their sizes and not compared again")

@@ -319,11 +319,8 @@ func (e *env) verifySnapshot(ctx context.Context, id, identity string, heal bool
 			if cfg.Identities, err = loadIdentities(configs.Secret{File: identity}); err != nil {
 				return err
 			}
-			data := cfg.Identities
+			cfg.Digests = w.digestsBy(cfg.Identities[:len(cfg.Identities):len(cfg.Identities)])
 			cfg.Identities = append(cfg.Identities, w.index...)
-			cfg.Digests = func(ctx context.Context, epoch int) (seal.DigestKeys, error) {
-				return w.digestKeys(ctx, epoch, data...)
-			}
 		}
 		rep, err := snapshot.Verify(ctx, cfg)
 		if err != nil {
