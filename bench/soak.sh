@@ -44,7 +44,7 @@ runs majors && for major in $majors; do
   step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention
 done
 runs kills && step kills env HOLDFAST_SOAK="$kills" go test -run TestSoak -v -count=1 -timeout 120m ./cmd/holdfast
-runs kills && step interrupted env HOLDFAST_ROUNDS=100 go test -run TestNoPageOfASnapshotIsOlder -v -count=1 -timeout 120m ./snapshot
+runs kills && step interrupted env HOLDFAST_ROUNDS=40 go test -run TestNoPageOfASnapshotIsOlder -v -count=1 -timeout 120m ./snapshot
 runs histories && step histories env HOLDFAST_HISTORIES="$histories" go test -run RandomHistories -v -count=1 -timeout 120m ./retention
 runs scale && step scale env HOLDFAST_SCALE=full go test -run 'TestT12AndT20|TestEachSource' -v -count=1 -timeout 180m ./cmd/holdfast ./snapshot
 runs fuzz && step fuzz bash bench/fuzz.sh "$fuzz"
