@@ -12,8 +12,7 @@ import (
 // one would hold the place that the earlier one needs. The zero value waits for nobody.
 type turn struct {
 	before  *turn         // nil: there is none, or it was let in
-	prior   chan struct{} // closed when the part before lies in the spool; nil: there is none
-	lies    chan struct{} // closed when this one does, by laid
+	lies    chan struct{} // closed when the part lies in the spool, by laid
 	laid    func()
 	begun   chan struct{} // closed when the part was let in
 	done    chan struct{} // closed when it is durable
@@ -27,7 +26,7 @@ type turn struct {
 func (t *turn) follow(sealing, sending chan struct{}, woken func()) *turn {
 	next := &turn{before: t, lies: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}), sending: sending}
 	if t != nil {
-		next.after, next.prior = t.done, t.lies
+		next.after = t.done
 	}
 	next.laid = sync.OnceFunc(func() { close(next.lies) })
 	next.spooled = sync.OnceFunc(func() {
@@ -40,9 +39,9 @@ func (t *turn) follow(sealing, sending chan struct{}, woken func()) *turn {
 // keep has f bring the part into the spool when the one before lies there. Calling
 // again is safe.
 func (t *turn) keep(ctx context.Context, f func() error) error {
-	if t.prior != nil {
+	if t.before != nil { // one that was let in lay there
 		select {
-		case <-t.prior:
+		case <-t.before.lies:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
