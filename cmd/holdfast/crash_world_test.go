@@ -50,19 +50,12 @@ func newCrashWorld(t *testing.T) *crashWorld {
 			<-w.run.done
 		}
 		if t.Failed() {
-			t.Logf("the live server's indexes: %v", w.liveIndexes())
+			t.Logf("the live server's indexes: %v", pgtest.CheckTrees(context.Background(), pg.Conn("postgres")))
 			data, _ := os.ReadFile(w.path("db/daemon.log"))
 			t.Logf("the end of the daemon's log:\n%s", data[max(0, len(data)-12000):])
 		}
 	})
 	return w
-}
-
-// liveIndexes holds the live b-trees against the rules by which a drill judges copies.
-func (w *crashWorld) liveIndexes() error {
-	_, err := w.pg.Conn("postgres").Exec(context.Background(), `CREATE EXTENSION IF NOT EXISTS amcheck;
-		SELECT bt_index_parent_check(c.oid, true) FROM pg_class c JOIN pg_am a ON a.oid = relam WHERE amname = 'btree' AND relpersistence = 'p'`)
-	return err
 }
 
 // settle writes the node's configuration, with limits and a drill's question.

@@ -169,8 +169,9 @@ func found(t *testing.T, dir string, am map[uint32]string, words string) (pages 
 func sound(t *testing.T, c *pgtest.Cluster) {
 	t.Helper()
 	if has(c, "amcheck") {
-		c.Exec("CREATE EXTENSION amcheck")
-		c.Exec(`SELECT bt_index_parent_check(c.oid, true, true) FROM pg_class c JOIN pg_am a ON a.oid = relam WHERE amname = 'btree' AND relpersistence = 'p'`)
+		if err := pgtest.CheckTrees(t.Context(), c.Conn("postgres")); err != nil {
+			t.Errorf("amcheck: %v", err)
+		}
 		if n := pgtest.Value[int64](c, `SELECT count(*) FROM pg_class c, verify_heapam(c.oid) WHERE relkind IN ('r', 't', 'm')`); n != 0 {
 			t.Errorf("amcheck found %d faults in heaps", n)
 		}

@@ -42,6 +42,15 @@ func Amcheck(ctx context.Context, conn *pgx.Conn) error {
 	return errors.Join(faults...)
 }
 
+// CheckTrees holds the b-tree indexes of a database against amcheck's rules between
+// parents and children, as a drill holds a copy. It locks them
+// against writers, and needs the extension.
+func CheckTrees(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `CREATE EXTENSION IF NOT EXISTS amcheck;
+		SELECT bt_index_parent_check(c.oid, true, true) FROM pg_class c JOIN pg_am a ON a.oid = relam WHERE amname = 'btree' AND relpersistence = 'p'`)
+	return err
+}
+
 func names(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]string, error) {
 	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
