@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The long run: every test SOAKCOUNT times under the race detector, then snapshots,
 # restores and retention on each of SOAKMAJORS ("" for none) without it, kills of
-# server, daemon and zones for SOAKKILLS, SOAKHISTORIES random histories of retention, the full sizes, then every fuzz target for
-# SOAKFUZZ. SOAKSTEPS names those that run (tests majors kills histories scale fuzz). Writes docs/results/<date>-soak.md with what was run
+# server, daemon and zones for SOAKKILLS, interrupted snapshots whose pages are held against the server's, SOAKHISTORIES random
+# histories of retention, the full sizes, then every fuzz target for SOAKFUZZ. SOAKSTEPS names those that run (tests majors kills
+# interrupted histories scale fuzz). Writes docs/results/<date>-soak.md with what was run
 # and how it ended, whatever the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +12,7 @@ fuzz=${SOAKFUZZ:-2m}
 kills=${SOAKKILLS:-10m}
 majors=${SOAKMAJORS-14 16 17 18}
 histories=${SOAKHISTORIES:-10000}
-steps=${SOAKSTEPS:-tests majors kills histories scale fuzz}
+steps=${SOAKSTEPS:-tests majors kills interrupted histories scale fuzz}
 mkdir -p docs/results
 out=docs/results/$(date -u +%Y-%m-%d)-soak.md
 log=$(mktemp -d "${TMPDIR:-/tmp}/holdfast-soak.XXXXXX")
@@ -44,7 +45,7 @@ runs majors && for major in $majors; do
   step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention
 done
 runs kills && step kills env HOLDFAST_SOAK="$kills" go test -run TestSoak -v -count=1 -timeout 120m ./cmd/holdfast
-runs kills && step interrupted env HOLDFAST_ROUNDS=40 go test -run TestNoPageOfASnapshotIsOlder -v -count=1 -timeout 120m ./snapshot
+runs interrupted && step interrupted env HOLDFAST_ROUNDS=40 go test -run TestNoPageOfASnapshotIsOlder -v -count=1 -timeout 120m ./snapshot
 runs histories && step histories env HOLDFAST_HISTORIES="$histories" go test -run RandomHistories -v -count=1 -timeout 120m ./retention
 runs scale && step scale env HOLDFAST_SCALE=full go test -run 'TestT12AndT20|TestEachSource' -v -count=1 -timeout 180m ./cmd/holdfast ./snapshot
 runs fuzz && step fuzz bash bench/fuzz.sh "$fuzz"

@@ -319,7 +319,7 @@ func (e *env) verifySnapshot(ctx context.Context, id, identity string, heal bool
 			if cfg.Identities, err = loadIdentities(configs.Secret{File: identity}); err != nil {
 				return err
 			}
-			cfg.Digests = w.digestsBy(cfg.Identities[:len(cfg.Identities):len(cfg.Identities)])
+			cfg.Digests = w.digestsBy(cfg.Identities)
 			cfg.Identities = append(cfg.Identities, w.index...)
 		}
 		rep, err := snapshot.Verify(ctx, cfg)
