@@ -24,6 +24,7 @@ type DeepReport struct {
 	Packs  int           `json:"packs"`
 	Maps   int           `json:"maps"`
 	Frames int           `json:"frames"` // that the snapshot refers to
+	Blocks int64         `json:"blocks"` // that were held against the digests of the maps; 0 without their keys
 	Pages  catalog.Pages `json:"pages"`
 	// Faults are what the note did not tell: maps and frames that do not open or do
 	// not agree, blocks that are not those of the maps' digests, objects that the list
@@ -281,6 +282,11 @@ func (d *deep) pack(ref catalog.Ref, body []byte, said []fragment) {
 	defer d.mu.Unlock()
 	d.report.Packs++
 	d.report.Frames += len(frames)
+	if d.digester != nil {
+		for _, x := range said {
+			d.report.Blocks += (int64(x.n) + page.Size - 1) / page.Size
+		}
+	}
 	d.report.Pages.Checked += pages.Checked
 	d.report.Pages.Skipped += pages.Skipped
 	d.report.Pages.Bad += pages.Bad

@@ -170,6 +170,9 @@ func TestDeepVerifyHoldsBlocksAgainstTheirDigests(t *testing.T) {
 		})
 		cfg := VerifyConfig{Identities: r.data, Digests: r.digests}
 		got := r.verify(s, cfg)
+		if got.Deep.Blocks != 4 { // and one of zeros
+			t.Errorf("%d blocks were held against digests", got.Deep.Blocks)
+		}
 		if got.OK() == other || other && !strings.HasPrefix(got.Deep.Faults[0].Fault, "blocks 0 to 1: ") {
 			t.Errorf("another version of a page: %t; faults %v", other, got.Deep.Faults)
 		}

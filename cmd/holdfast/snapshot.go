@@ -352,7 +352,7 @@ func verifyText(out io.Writer, rep snapshot.VerifyReport) {
 	}
 	if rep.Deep != nil {
 		d := rep.Deep
-		fmt.Fprintf(out, "  opened: %d packs, %d frames, %d pages checked, %d bad, %d faults\n", d.Packs, d.Frames, d.Pages.Checked, d.Pages.Bad, len(d.Faults))
+		fmt.Fprintf(out, "  opened: %d packs, %d frames, %d blocks held against their digests, %d pages checked, %d bad, %d faults\n", d.Packs, d.Frames, d.Blocks, d.Pages.Checked, d.Pages.Bad, len(d.Faults))
 		for _, f := range d.Faults {
 			fmt.Fprintf(out, "    %s: %s\n", f.Name, f.Fault)
 		}
