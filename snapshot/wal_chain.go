@@ -28,7 +28,9 @@ func (w *WALWriter) commit(ctx context.Context, e *entry) error {
 	if err := w.finishHead(ctx); err != nil {
 		return err
 	}
-	if w.spool.head.Object != e.WAL.Object.Name {
+	if is, err := w.heads(e.WAL); err != nil {
+		return err
+	} else if !is {
 		if err := w.sign(e); err != nil {
 			return err
 		}
@@ -52,6 +54,20 @@ func (w *WALWriter) sign(e *entry) error {
 	})
 }
 
+// heads says whether the chain's last note vouches for these very bytes. Those of its
+// content may have been sealed again since it reached the quorum.
+func (w *WALWriter) heads(part catalog.WAL) (bool, error) {
+	h := w.spool.head
+	if h.Object != part.Object.Name {
+		return false, nil
+	}
+	var last catalog.WAL
+	if _, err := w.c.Trust.Open(h.Note, catalog.KindWAL, string(catalog.DutyWAL), w.c.Lineage.Cluster, &last); err != nil {
+		return false, fmt.Errorf("reading the end of the chain of WAL notes: %w", err)
+	}
+	return last.Object == part.Object, nil
+}
+
 // finishHead brings the chain's last note into the quorum, if its part is still
 // spooled.
 func (w *WALWriter) finishHead(ctx context.Context) error {
@@ -59,6 +75,9 @@ func (w *WALWriter) finishHead(ctx context.Context) error {
 	body, ok := w.spool.meta(h.Object)
 	if !ok {
 		return nil
+	}
+	if is, err := w.heads(body); err != nil || !is {
+		return err
 	}
 	err := w.persist(ctx, func() error {
 		_, err := w.c.Store.PutNote(ctx, h.Name, h.Note, needs(body), w.options(body.Slice))

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -70,5 +73,44 @@ func TestThePartsOfAStreamComeIntoTheSpoolInTheirOrder(t *testing.T) {
 	}
 	if left := w.spool.left(); len(left) != 2 {
 		t.Errorf("the spool holds %d parts", len(left))
+	}
+}
+
+// A history is sealed again at each connection, before zones are asked whether they have
+// it. Killed there, the process leaves other bytes of what its last note names, and WAL
+// before it in the spool: the note must not be sent with bytes that no zone has.
+func TestAnotherSealingOfWhatTheLastNoteNamesHoldsNothingUp(t *testing.T) {
+	r := newWALRepo(t)
+	v := r.vault()
+	l := r.claim(v, "one", Server{SystemID: "7000000000000000001", Timeline: 2})
+	spool := filepath.Join(r.state, "spool")
+	w := r.writer(v, l, spool)
+	history := func() part {
+		return part{file: "00000002.history", timeline: 2, from: 0x1200000, to: 0x1200000, data: []byte("1\t0/1200000\tno recovery target specified\n"), known: true}
+	}
+	okay(t, w.store(t.Context(), history()))
+
+	w.c.Index = slices.Concat(r.to, r.to) // of another size: directories know no digests
+	slice := part{file: fmt.Sprintf("%024X", 1), timeline: 1, from: 0x1100000, to: 0x1200000, segSize: 1 << 24, slice: true, data: make([]byte, 0x100000)}
+	for _, p := range []part{slice, history()} {
+		room, err := w.spool.quota.admit(p.most())
+		okay(t, err)
+		_, err = w.sealed(t.Context(), &p, p.names(l, r.keys), room, &turn{})
+		okay(t, err)
+	}
+	if n := len(w.spool.left()); n != 2 {
+		t.Fatalf("the spool holds %d parts", n)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	again := r.writer(r.vault(), l, spool)
+	okay(t, again.Recover(ctx))
+	if n := len(again.spool.left()); n != 0 || len(r.notes(v)) != 2 {
+		t.Errorf("the spool holds %d parts, the zones %d notes", n, len(r.notes(v)))
+	}
+	r.checkChainOf(v, l.Epoch)
+	for _, n := range r.notes(v) {
+		r.plain(v, n)
 	}
 }
