@@ -321,7 +321,7 @@ func (s *sweep) owner(o zone.Object) int {
 		return -1
 	}
 	i := slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
-		return (!m.OnlyCovered() || s.judge.covered(f)) && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return inSpan(f, span) })
+		return (!m.OnlyCovered() || s.judge.covered(f)) && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return span.Takes(f.WALEntry) })
 	})
 	if i < 0 {
 		return -1
@@ -358,7 +358,7 @@ func (s *sweep) keeper(name string) int {
 		return -1
 	}
 	return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
-		return !m.OnlyCovered() && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return inSpan(f, span) })
+		return !m.OnlyCovered() && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return span.Takes(f.WALEntry) })
 	})
 }
 

@@ -362,18 +362,13 @@ func (p *planner) judgeWAL() {
 	j := p.newJudge(kept)
 	for _, f := range p.WAL {
 		keep, reasons := j.judgeFile(f)
-		in := func(s catalog.WALSpan) bool { return inSpan(f, s) }
+		in := func(s catalog.WALSpan) bool { return s.Takes(f.WALEntry) }
 		if !keep && (slices.ContainsFunc(p.Marked, in) || j.covered(f) && slices.ContainsFunc(p.Slices, in)) {
 			reasons = []string{"marked"}
 		}
 		over, _ := j.longer(f)
 		p.plan.WAL = join(p.plan.WAL, f, over, keep, reasons)
 	}
-}
-
-// inSpan says whether a file lies in a marked stretch.
-func inSpan(f File, s catalog.WALSpan) bool {
-	return f.Epoch == s.Epoch && f.Timeline == s.Timeline && f.From >= s.From && f.To <= s.To
 }
 
 // join adds a file to the stretches: to the last one of its timeline that says

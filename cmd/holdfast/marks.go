@@ -32,9 +32,7 @@ func (m marks) covers(below string) bool {
 	if !ok {
 		return false
 	}
-	in := func(s catalog.WALSpan) bool {
-		return s.Epoch == e.Epoch && s.Timeline == e.Timeline && e.From >= s.From && e.To <= s.To
-	}
+	in := func(s catalog.WALSpan) bool { return s.Takes(e) }
 	return slices.ContainsFunc(m.spans, in) || !e.Whole() && slices.ContainsFunc(m.covered, in)
 }
 

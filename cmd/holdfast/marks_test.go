@@ -178,13 +178,28 @@ func TestScrubLooksAtMapsAndAtPacksOfForgottenSnapshots(t *testing.T) {
 	}
 }
 
-// A mark of slices keeps back-fill from them, and from nothing else.
+// A mark of slices keeps back-fill from them, and from nothing else: a history stands at
+// the place where its timeline begins, within the first slices of it.
 func TestAMarkOfSlicesLeavesSegmentsToBackfill(t *testing.T) {
 	m := marks{covered: []catalog.WALSpan{{Epoch: 1, Timeline: 1, From: 0x1000000, To: 0x2001000}}}
-	for at, want := range map[[2]uint64]bool{{0x1000000, 0x1200010}: true, {0x2000000, 0x2001000}: true, {0x1000000, 0x2000000}: false, {0x2001000, 0x2003000}: false} {
+	for at, want := range map[[2]uint64]bool{{0x1000000, 0x1200010}: true, {0x2000000, 0x2001000}: true, {0x1000000, 0x2000000}: false, {0x2001000, 0x2003000}: false, {0x1200010, 0x1200010}: false} {
 		below := "wal" + strings.SplitN(catalog.WALNoteName("main", 1, 1, at[0], at[1], "0123abcd"), "/wal", 2)[1]
 		if got := m.covers(below); got != want {
 			t.Errorf("%s: barred %t, want %t", below, got, want)
 		}
+	}
+}
+
+// A history stays as long as its timeline does, whatever of its WAL has gone.
+func TestAMarkOfWALLeavesTheHistoryWithinIt(t *testing.T) {
+	at := catalog.WALSpan{Epoch: 1, Timeline: 2, From: 0x1200010, To: 0x1200010}
+	m := marks{spans: []catalog.WALSpan{{Epoch: 1, Timeline: 2, From: 0x1000000, To: 0x5000000}}}
+	below := "wal" + strings.SplitN(catalog.WALNoteName("main", 1, 2, uint64(at.From), uint64(at.To), "0123abcd"), "/wal", 2)[1]
+	r := walRecord{gone: m.spans}
+	if m.covers(below) || r.letGo(catalog.WALEntry{Epoch: 1, Timeline: 2, From: at.From, To: at.To}) {
+		t.Error("the history of a timeline is barred because of the WAL around it")
+	}
+	if m.spans = append(m.spans, at); !m.covers(below) {
+		t.Error("a history that goes is not barred")
 	}
 }

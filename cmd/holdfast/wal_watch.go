@@ -161,9 +161,8 @@ func (w *walWatcher) bring(ctx context.Context, r walRecord) error {
 }
 
 func (r walRecord) letGo(e catalog.WALEntry) bool {
-	in := func(s catalog.WALSpan) bool {
-		return s.Epoch == r.rootOf(e.Epoch) && s.Timeline == e.Timeline && e.From >= s.From && e.To <= s.To
-	}
+	e.Epoch = r.rootOf(e.Epoch)
+	in := func(s catalog.WALSpan) bool { return s.Takes(e) }
 	return slices.ContainsFunc(r.gone, in) || !e.Whole() && slices.ContainsFunc(r.covered, in)
 }
 

@@ -193,6 +193,13 @@ type WALSpan struct {
 	To       lsn.LSN `json:"to_lsn"`
 }
 
+// Takes says whether e lies within the stretch. A file that holds no WAL (a history, a
+// .partial) stands for a place, and only a stretch of that place takes it: what goes
+// around it says nothing of it.
+func (s WALSpan) Takes(e WALEntry) bool {
+	return s.Epoch == e.Epoch && s.Timeline == e.Timeline && s.From <= e.From && e.To <= s.To && (e.From < e.To || s.From == s.To)
+}
+
 // Tombstone says that a project is deleted. It holds no personal data.
 type Tombstone struct {
 	ID          string    `json:"id"`
