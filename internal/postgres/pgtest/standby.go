@@ -36,7 +36,7 @@ func (c *Cluster) Backup(dir string) {
 	if _, err := os.Stat(wal); err != nil {
 		c.t.Fatal(errors.Join(copyErr, err))
 	}
-	_, err := output(ctx, c.Dir, "cp", "-a", "--remove-destination", filepath.Join(c.DataDir, "pg_wal")+"/.", wal)
+	err := c.copyWAL(ctx, wal)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "backup_label"), []byte(label), 0o600)
 	}
@@ -46,6 +46,22 @@ func (c *Cluster) Backup(dir string) {
 	if err := errors.Join(err, Own(dir)); err != nil {
 		c.t.Fatalf("copying the cluster: %v", err)
 	}
+}
+
+// copyWAL copies the segments and histories there are, over those in dir. The server
+// makes, renames and removes files beside them at any time.
+func (c *Cluster) copyWAL(ctx context.Context, dir string) (err error) {
+	for range 5 {
+		files, ferr := filepath.Glob(filepath.Join(c.DataDir, "pg_wal", "0*"))
+		if ferr != nil {
+			return ferr
+		}
+		args := append([]string{"-a", "--remove-destination", "-t", dir}, files...)
+		if _, err = output(ctx, c.Dir, "cp", args...); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // Standby makes a streaming hot standby of the cluster and waits until it
