@@ -17,6 +17,9 @@ import (
 // lay makes every file at its size and lists what must be brought into them:
 // nothing for zeros, which are holes, nor for blocks that are there already.
 func (t *tree) lay(ctx context.Context, maps *catalog.MapSet, workers int, out *records) error {
+	if t.like != nil {
+		workers *= 2 // half of them wait for the disk
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
 	for i := range t.files {

@@ -2,7 +2,6 @@ package restore
 
 import (
 	"errors"
-	"io"
 	"os"
 	"sync"
 
@@ -18,11 +17,12 @@ type likeness struct {
 	digester  *page.Digester // nil: nothing is known to be alike
 	checksums bool
 	buffers   sync.Pool // of a leaf's size
+	pastCache
 }
 
 func newLikeness(d *page.Digester, checksums bool) *likeness {
 	return &likeness{digester: d, checksums: checksums, buffers: sync.Pool{New: func() any {
-		b := make([]byte, catalog.LeafBlocks*catalog.BlockSize)
+		b := aligned(catalog.LeafBlocks * catalog.BlockSize)
 		return &b
 	}}}
 }
@@ -35,6 +35,7 @@ type oldFile struct {
 	pages bool   // of a relation's main fork: what its holes hold does not matter
 	base  uint32 // block of the relation that the file begins with
 	buf   *[]byte
+	disk  *os.File // past the page cache; nil until it is needed
 }
 
 func (k *likeness) of(path string, e *entry, f *os.File) *oldFile {
@@ -45,14 +46,19 @@ func (k *likeness) of(path string, e *entry, f *os.File) *oldFile {
 	return o
 }
 
-func (o *oldFile) release() { o.buffers.Put(o.buf) }
+func (o *oldFile) release() {
+	o.buffers.Put(o.buf)
+	if o.disk != nil {
+		_ = o.disk.Close() // nothing was written
+	}
+}
 
 // differing compares a leaf with what the file holds. What is alike stays and is
 // counted into the file's sum; zeros are made where they are wanted.
 func (o *oldFile) differing(file int, first int64, l catalog.Leaf) ([]record, error) {
 	at := first * catalog.BlockSize
 	data := (*o.buf)[:min(int64(l.Blocks)*catalog.BlockSize, o.e.size-at)]
-	if n, err := o.f.ReadAt(data, at); err != nil && (!errors.Is(err, io.EOF) || n < len(data)) {
+	if err := o.read(len(data), at); err != nil {
 		return nil, err
 	}
 	runs := l.Runs

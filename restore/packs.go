@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -74,7 +73,7 @@ func (t *tree) fetch(ctx context.Context, r Repo, workers int, rs *records, prog
 
 // ask has the zones give what is wanted of each pack, in the order of jobs.
 func (t *tree) ask(ctx context.Context, r Repo, workers int, rs *records, jobs chan<- *job) (read int64, err error) {
-	window := semaphore.NewWeighted(int64(workers) * windowEach)
+	window := newWindow(workers)
 	err = rs.byPack(func(list []record) error {
 		j := &job{pack: t.packs[list[0].frame.Pack], list: list}
 		j.source = newSource(ctx, r.Reader, j.pack.Ref, window, j.spans())

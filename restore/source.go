@@ -73,7 +73,7 @@ type source struct {
 	ctx    context.Context // of the restore: io.ReaderAt has none
 	reader vault.Reader
 	ref    catalog.Ref
-	window *semaphore.Weighted
+	window *window
 	spans  []*span // the object's end, then ascending
 	freed  int     // those before it were given back, but for the first
 
@@ -88,7 +88,41 @@ type span struct {
 	err   error
 }
 
-func newSource(ctx context.Context, r vault.Reader, ref catalog.Ref, window *semaphore.Weighted, list []extent) *source {
+// window bounds the bytes that are asked for ahead, and keeps the memory of whole spans:
+// large memory that is let go of and made anew is filled with zeros each time, and found
+// page by page.
+type window struct {
+	*semaphore.Weighted
+	spare chan []byte // of spanSize
+}
+
+func newWindow(workers int) *window {
+	n := workers * windowEach
+	return &window{semaphore.NewWeighted(int64(n)), make(chan []byte, n/spanSize)}
+}
+
+func (w *window) memory(n int64) []byte {
+	if n == spanSize {
+		select {
+		case b := <-w.spare:
+			return b
+		default:
+		}
+	}
+	return make([]byte, n)
+}
+
+func (w *window) giveBack(body []byte, n int64) {
+	if len(body) == spanSize {
+		select {
+		case w.spare <- body:
+		default:
+		}
+	}
+	w.Release(n)
+}
+
+func newSource(ctx context.Context, r vault.Reader, ref catalog.Ref, window *window, list []extent) *source {
 	s := &source{ctx: ctx, reader: r, ref: ref, window: window, freed: 1}
 	for _, e := range list {
 		s.spans = append(s.spans, &span{extent: e, ready: make(chan struct{})})
@@ -112,7 +146,7 @@ func (s *source) run() error {
 }
 
 func (s *source) ask(off, n int64) ([]byte, error) {
-	return s.reader.RangeAccept(s.ctx, vault.Need(s.ref), off, n, func(zone string, _ []byte) error {
+	return s.reader.RangeAccept(s.ctx, vault.Need(s.ref), off, n, s.window.memory, func(zone string, _ []byte) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if !slices.Contains(s.zones, zone) {
@@ -145,8 +179,8 @@ func (s *source) free(off int64) {
 func (s *source) give(p *span) bool {
 	select {
 	case <-p.ready:
+		s.window.giveBack(p.body, p.to-p.from)
 		p.body = nil
-		s.window.Release(p.to - p.from)
 		return true
 	case <-s.ctx.Done():
 		return false

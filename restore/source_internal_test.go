@@ -211,7 +211,7 @@ func TestFetchingEndsWithItsContext(t *testing.T) {
 	s := storePack(t, []int{1000, 2000})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	src := newSource(ctx, s.repo.Reader, s.pack.Ref, semaphore.NewWeighted(10), []extent{{0, 100}, {0, s.pack.Ref.Size}})
+	src := newSource(ctx, s.repo.Reader, s.pack.Ref, &window{Weighted: semaphore.NewWeighted(10)}, []extent{{0, 100}, {0, s.pack.Ref.Size}})
 	if err := src.run(); err == nil {
 		t.Error("it went on")
 	}

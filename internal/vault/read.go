@@ -156,19 +156,20 @@ var errRefused = errors.New("refused")
 // ends, from the best zone. They are NOT verified: the caller checks them, and
 // on a mismatch asks RangeAccept or RangeFrom.
 func (r Reader) Range(ctx context.Context, name string, size, off, n int64) ([]byte, error) {
-	return r.RangeAccept(ctx, Need{Name: name, Size: size}, off, n, func(string, []byte) error { return nil })
+	return r.RangeAccept(ctx, Need{Name: name, Size: size}, off, n, allocate, func(string, []byte) error { return nil })
 }
 
 // RangeAccept is Range with a check: a range that accept refuses is a bad copy,
-// which is reported and healed, and the next zone is asked. accept may be called
-// at the same time for several zones.
-func (r Reader) RangeAccept(ctx context.Context, want Need, off, n int64, accept func(zoneName string, part []byte) error) ([]byte, error) {
+// which is reported and healed, and the next zone is asked. memory gives the bytes
+// that an answer is read into; what a slower zone reads into is not handed back.
+// accept and memory may be called at the same time for several zones.
+func (r Reader) RangeAccept(ctx context.Context, want Need, off, n int64, memory func(n int64) []byte, accept func(zoneName string, part []byte) error) ([]byte, error) {
 	if off < 0 || n < 0 || off > want.Size || n > maxObject {
 		return nil, fmt.Errorf("reading %s: range of %d bytes from %d on is outside its %d bytes", want.Name, n, off, want.Size)
 	}
 	n = min(n, want.Size-off)
 	return r.v.race(ctx, want, n, r.v.placed(want.Name), func(ctx context.Context, m *member) ([]byte, error, error) {
-		return m.part(ctx, want, off, n, func(part []byte) error { return accept(m.name, part) })
+		return m.part(ctx, want, off, n, memory, func(part []byte) error { return accept(m.name, part) })
 	})
 }
 
@@ -179,8 +180,8 @@ func (r Reader) RangeFrom(ctx context.Context, zoneName, name string, size, off,
 
 // part reads a range of the latest version and, where that is not it, of the
 // older ones of the right size.
-func (m *member) part(ctx context.Context, want Need, off, n int64, accept func([]byte) error) (body []byte, taint, err error) {
-	body, err = m.piece(ctx, want.Name, "", off, n, accept)
+func (m *member) part(ctx context.Context, want Need, off, n int64, memory func(int64) []byte, accept func([]byte) error) (body []byte, taint, err error) {
+	body, err = m.piece(ctx, want.Name, "", off, n, memory, accept)
 	if err == nil || !(errors.Is(err, fs.ErrNotExist) || errors.Is(err, zone.ErrDigest)) {
 		return body, nil, err
 	}
@@ -192,19 +193,21 @@ func (m *member) part(ctx context.Context, want Need, off, n int64, accept func(
 		if o.Version == "" || o.Size != want.Size {
 			continue
 		}
-		if body, oldErr := m.piece(ctx, want.Name, o.Version, off, n, accept); oldErr == nil {
+		if body, oldErr := m.piece(ctx, want.Name, o.Version, off, n, memory, accept); oldErr == nil {
 			return body, err, nil
 		}
 	}
 	return nil, nil, err
 }
 
-func (m *member) piece(ctx context.Context, name, version string, off, n int64, accept func([]byte) error) ([]byte, error) {
+func allocate(n int64) []byte { return make([]byte, n) }
+
+func (m *member) piece(ctx context.Context, name, version string, off, n int64, memory func(int64) []byte, accept func([]byte) error) ([]byte, error) {
 	r, err := m.Read(ctx, name, version, off, n)
 	if err != nil {
 		return nil, err
 	}
-	body := make([]byte, n)
+	body := memory(n)
 	got, err := io.ReadFull(r, body)
 	if closeErr := r.Close(); err == nil {
 		err = closeErr

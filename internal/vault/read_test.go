@@ -155,7 +155,7 @@ func TestARangeThatIsRefusedIsReadElsewhereAndHealed(t *testing.T) {
 	rot(t, h.file(0, name))
 	h.run()
 	want, mid := body(1), int64(len(body(1))/2)
-	got, err := h.Reader().RangeAccept(t.Context(), need(name, want), mid-8, 16, func(_ string, part []byte) error {
+	got, err := h.Reader().RangeAccept(t.Context(), need(name, want), mid-8, 16, func(n int64) []byte { return make([]byte, n) }, func(_ string, part []byte) error {
 		if !bytes.Equal(part, want[mid-8:mid+8]) {
 			return errors.New("not what the frame's digest says")
 		}
