@@ -99,6 +99,13 @@ func (e *env) root() *cobra.Command {
 	f.StringVar(&e.repository, "repository", "", "zones and trusted signers alone, from `FILE`, instead of a configuration")
 	f.StringVar(&e.output, "output", "text", "text or json")
 	f.BoolVar(&e.quiet, "quiet", false, "no progress")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		remedy := fmt.Sprintf("`%s --help` lists the flags", cmd.CommandPath())
+		if strings.HasSuffix(err.Error(), "json") || strings.HasSuffix(err.Error(), "-o") {
+			remedy = "JSON is had with --output json"
+		}
+		return &fault{exit: exitUsage, err: err, remedy: remedy}
+	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	e.addCommands(root)
 	return root
