@@ -153,6 +153,9 @@ func grants(role string, major int) string {
 	if major == 14 {
 		functions = "pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)"
 	}
+	if major >= 16 { // whose pg_hba.conf and pg_ident.conf include other files
+		functions += ", pg_hba_file_rules(), pg_ident_file_mappings()"
+	}
 	return fmt.Sprintf("as superuser: CREATE ROLE %s LOGIN REPLICATION; GRANT pg_monitor TO %s; GRANT EXECUTE ON FUNCTION %s, pg_switch_wal(), pg_show_all_file_settings() TO %s", q, q, functions, q)
 }
 
