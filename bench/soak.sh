@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The long run: every test SOAKCOUNT times under the race detector, then snapshots,
-# restores and retention on each of SOAKMAJORS ("" for none) without it, kills of
-# server, daemon and zones for SOAKKILLS, interrupted snapshots whose pages are held against the server's, SOAKHISTORIES random
-# histories of retention, the full sizes, then every fuzz target for SOAKFUZZ. SOAKSTEPS names those that run (tests majors kills
-# interrupted histories scale fuzz). Writes docs/results/<date>-soak.md with what was run
+# The long run: every test SOAKCOUNT times under the race detector, then every package that
+# has to do with a server on each of SOAKMAJORS ("" for none) without it, kills of server,
+# daemon and zones for SOAKKILLS, interrupted snapshots whose pages are held against the
+# server's, SOAKHISTORIES random histories of retention, the full sizes, then every fuzz
+# target for SOAKFUZZ. SOAKSTEPS names those that run (tests majors kills interrupted
+# histories scale fuzz). Writes docs/results/<date>-soak.md, or SOAKOUT, with what was run
 # and how it ended, whatever the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ majors=${SOAKMAJORS-14 16 17 18}
 histories=${SOAKHISTORIES:-10000}
 steps=${SOAKSTEPS:-tests majors kills interrupted histories scale fuzz}
 mkdir -p docs/results
-out=docs/results/$(date -u +%Y-%m-%d)-soak.md
+out=${SOAKOUT:-docs/results/$(date -u +%Y-%m-%d)-soak.md}
 log=$(mktemp -d "${TMPDIR:-/tmp}/holdfast-soak.XXXXXX")
 dirty=$(git status --porcelain --untracked-files=no | wc -l)
 
@@ -42,7 +43,7 @@ worst=0
 runs() { case " $steps " in *" $1 "*) ;; *) echo "| $1 | | | left out of this run |" >>"$out"; return 1 ;; esac; }
 runs tests && step tests go test -race -p 2 -count="$count" -timeout 120m ./...
 runs majors && for major in $majors; do
-  step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention
+  step "PostgreSQL-$major" env HOLDFAST_PG_MAJOR="$major" go test -p 2 -count=1 -timeout 120m ./snapshot ./restore ./retention ./drills ./cmd/holdfast ./internal/postgres/... ./internal/tenancy/...
 done
 runs kills && step kills env HOLDFAST_SOAK="$kills" go test -run TestSoak -v -count=1 -timeout 120m ./cmd/holdfast
 runs interrupted && step interrupted env HOLDFAST_ROUNDS=40 go test -run TestNoPageOfASnapshotIsOlder -v -count=1 -timeout 120m ./snapshot
