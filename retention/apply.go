@@ -107,14 +107,27 @@ func (k *Keeper) confirm(ctx context.Context, p Plan) error {
 			return fmt.Errorf("%w: snapshot %s would stay by now, or is marked already; make another plan", ErrChanged, d.ID)
 		}
 	}
-	for _, d := range p.WAL {
-		for _, n := range now.WAL {
-			if !d.Keep && n.Keep && d.Epoch == n.Epoch && d.Timeline == n.Timeline && n.From >= d.From && n.To <= d.To && !covered(d) {
-				return fmt.Errorf("%w: WAL %s to %s would stay by now; make another plan", ErrChanged, n.From, n.To)
+	if n, kept := keptAfterAll(p.WAL, now.WAL); kept {
+		return fmt.Errorf("%w: WAL %s to %s would stay by now; make another plan", ErrChanged, n.From, n.To)
+	}
+	return nil
+}
+
+// keptAfterAll is WAL that one plan lets go and a later one keeps. A history that stays
+// within WAL that goes is none.
+func keptAfterAll(then, now []WALDecision) (WALDecision, bool) {
+	for _, d := range then {
+		if d.Keep || covered(d) {
+			continue
+		}
+		gone := catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To}
+		for _, n := range now {
+			if n.Keep && gone.Takes(catalog.WALEntry{Epoch: n.Epoch, Timeline: n.Timeline, From: n.From, To: n.To}) {
+				return n, true
 			}
 		}
 	}
-	return nil
+	return WALDecision{}, false
 }
 
 // removal is the body of the ledger's entries.

@@ -398,6 +398,31 @@ func TestWindowHoldsOnEveryTimeline(t *testing.T) { // C-60, C-61
 	}
 }
 
+// The history of a timeline stays when the first WAL of it goes, in whose midst it is.
+func TestAHistoryThatStaysHoldsNoPlanUp(t *testing.T) {
+	fork := 25 * day
+	in := inputs(Policy{Window: 7 * day}, ago(20*day, on(1, 2)), ago(9*day, on(1, 2)), ago(2*day, on(1, 2)))
+	in.Histories = map[Branch][]lsn.Switch{{"sys", 2}: {{Timeline: 1, LSN: place(fork) + 5}}}
+	history := file(1, 2, place(fork)+5, place(fork)+5)
+	history.File = "00000002.history"
+	in.WAL = append(segments(1, 2, fork, 0), history)
+	p := plan(t, in)
+	around := slices.ContainsFunc(p.WAL, func(d WALDecision) bool { return !d.Keep && d.From < history.From && history.From < d.To })
+	if !around || !strings.Contains(walTable(p.WAL), "+ 1/2 "+history.From.String()+".."+history.From.String()) {
+		t.Fatalf("the history goes, or the WAL around it stays:\n%s", walTable(p.WAL))
+	}
+	if n, kept := keptAfterAll(p.WAL, p.WAL); kept {
+		t.Errorf("a plan that is made again contradicts itself: %s to %s", n.From, n.To)
+	}
+	later := slices.Clone(p.WAL)
+	for i := range later {
+		later[i].Keep = true
+	}
+	if _, kept := keptAfterAll(p.WAL, later); !kept {
+		t.Error("WAL that stays by now goes unnoticed")
+	}
+}
+
 func TestAnUpgradedSystemKeepsOnlyWhatSnapshotsNeed(t *testing.T) {
 	upgraded := func(s *catalog.Snapshot) { s.Epoch, s.SystemID = 2, "new" }
 	in := inputs(Policy{Window: 7 * day, Monthly: 2}, ago(20*day), ago(15*day), ago(9*day, upgraded), ago(day, upgraded))
