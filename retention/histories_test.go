@@ -78,7 +78,9 @@ func (l *life) live() {
 		at := l.at - seg/2
 		l.forks[Branch{"sys", l.tl}] = append(slices.Clone(l.forks[from]), lsn.Switch{Timeline: from.Timeline, LSN: at})
 		l.claims = append(l.claims, catalog.Lineage{Epoch: l.epoch, SystemID: "sys", Timeline: l.tl, ClaimedAt: l.now})
-		l.wal = append(l.wal, file(l.epoch, l.tl, l.at-seg, l.at))
+		history := file(l.epoch, l.tl, at, at)
+		history.File = lsn.HistoryName(l.tl)
+		l.wal = append(l.wal, file(l.epoch, l.tl, l.at-seg, l.at), history)
 	case 1:
 		if id := l.any(); id != "" {
 			l.proofs = append(l.proofs, catalog.Proof{Snapshot: id, Outcome: []string{"pass", "fail"}[l.r.IntN(2)]})
@@ -181,7 +183,7 @@ func (l *life) keep() (in Inputs, p Plan, err error) {
 	}
 	l.wal = slices.DeleteFunc(slices.Clone(l.wal), func(f File) bool {
 		return slices.ContainsFunc(p.WAL, func(d WALDecision) bool {
-			return !d.Keep && d.Epoch == f.Epoch && d.Timeline == f.Timeline && f.From >= d.From && f.To <= d.To
+			return !d.Keep && catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To}.Takes(f.WALEntry)
 		})
 	})
 	l.last = l.now
@@ -223,7 +225,35 @@ func (l *life) check(in Inputs, p Plan) error {
 			return fmt.Errorf("%s stays and the WAL that makes it consistent does not", s.ID)
 		}
 	}
+	if d, kept := keptAfterAll(p.WAL, p.WAL); kept {
+		return fmt.Errorf("the plan lets WAL %s to %s go and keeps it", d.From, d.To)
+	}
+	if err := l.checkHistories(in, left); err != nil {
+		return err
+	}
 	return l.checkSpans(in, left)
+}
+
+// checkHistories wants the history of each timeline of which, or of a later one,
+// something is left: recovery reads them all (C-61).
+func (l *life) checkHistories(in Inputs, left map[string]bool) error {
+	var last uint32
+	for _, s := range in.Snapshots {
+		if left[s.ID] {
+			last = max(last, s.Timeline)
+		}
+	}
+	for _, f := range l.wal {
+		if f.From < f.To {
+			last = max(last, f.Timeline)
+		}
+	}
+	for t := uint32(2); t <= last; t++ {
+		if !slices.ContainsFunc(l.wal, func(f File) bool { return f.File == lsn.HistoryName(t) }) {
+			return fmt.Errorf("something of timeline %d is left, and the history of %d is gone", last, t)
+		}
+	}
+	return nil
 }
 
 // checkSpans wants, for the window and each span on hold, all WAL of the timeline now
