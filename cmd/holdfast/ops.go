@@ -81,6 +81,7 @@ func (n *node) serveOps(s *server.Server) {
 		list, err := n.incidents.List()
 		return incidentsDoc{list}, err
 	})
+	server.Serve(s, opZoneProbe, n.probeZones)
 	n.serveKeeping(s)
 	n.serveDrills(s)
 }

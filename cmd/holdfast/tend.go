@@ -31,7 +31,7 @@ const (
 // every copy once in node.scrub.every, until ctx ends. Nodes that take no snapshots
 // may hold credentials that only read, and leave it.
 func (n *node) tendCopies(ctx context.Context) error {
-	if !slices.ContainsFunc(n.cfg.Clusters, func(c configs.Cluster) bool { return c.Connection != "" }) {
+	if !n.takesSnapshots() {
 		return nil
 	}
 	found := &findings{seen: map[string]found{}}
@@ -54,6 +54,10 @@ func (n *node) tendCopies(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (n *node) takesSnapshots() bool {
+	return slices.ContainsFunc(n.cfg.Clusters, func(c configs.Cluster) bool { return c.Connection != "" })
 }
 
 // turnEvery is how often everything is looked at: as often as verification and as the

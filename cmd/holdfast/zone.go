@@ -13,11 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/configs"
-	"github.com/holdfast-dr/holdfast/internal/catalog"
-	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
-	"github.com/holdfast-dr/holdfast/snapshot"
 )
 
 func (e *env) zoneCommand() *cobra.Command {
@@ -184,117 +181,4 @@ func (e *env) addZone(ctx context.Context, name string) (err error) {
 	return e.print(want, func(w io.Writer) {
 		fmt.Fprintf(w, "zone %s is one of repository %s now; the daemon copies into it what the others hold, from its next start on\n", name, n.repoID)
 	})
-}
-
-type probesDocument struct {
-	OK    bool            `json:"ok"`
-	Zones []probeDocument `json:"zones"`
-}
-
-type probeDocument struct {
-	zone.ProbeResult
-	Findings []finding   `json:"findings"`
-	Note     catalog.Ref `json:"note"`
-}
-
-func (e *env) probeZones(ctx context.Context, name string) (err error) {
-	cfg, err := e.load()
-	if err != nil {
-		return err
-	}
-	if name != "" {
-		if _, err := configuredZone(cfg, name); err != nil {
-			return err
-		}
-	}
-	n, err := e.openNode(ctx, cfg, e.logger())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, n.close()) }()
-	doc := probesDocument{OK: true}
-	for i, z := range n.zones {
-		if name != "" && z.Name() != name {
-			continue
-		}
-		p, err := n.probe(ctx, z, cfg.Repository.Zones[i])
-		if err != nil {
-			return err
-		}
-		for _, f := range p.Findings {
-			doc.OK = doc.OK && f.Level != levelFail
-		}
-		doc.Zones = append(doc.Zones, p)
-	}
-	if _, err := n.ledger.Anchor(ctx); err != nil {
-		return fmt.Errorf("writing the probes into the ledger: %w", err)
-	}
-	if err := e.print(doc, func(w io.Writer) { printProbes(w, doc) }); err != nil {
-		return err
-	}
-	if !doc.OK {
-		return quietly(exitNotHeld)
-	}
-	return nil
-}
-
-// quietly ends a command with an exit code when all was said already.
-func quietly(code int) error { return &fault{exit: code, err: silent{code}} }
-
-// probe tries one zone and keeps what it did as a signed note and an entry.
-func (n *node) probe(ctx context.Context, z *zone.Zone, c configs.Zone) (probeDocument, error) {
-	r, err := zone.Probe(ctx, z, n.now())
-	if err != nil {
-		return probeDocument{}, failed("`holdfast zone list` shows which zones answer", "%w", err)
-	}
-	p := probeDocument{ProbeResult: r, Findings: judgeProbe(c, r)}
-	name := catalog.ProbeName(n.ledger.Origin(), z.Name(), snapshot.NewID(n.now()))
-	if p.Note, err = n.putNote(ctx, name, catalog.KindProbe, r); err != nil {
-		return p, err
-	}
-	_, err = n.append(ctx, ledger.TypeZoneProbe, map[string]string{"zone": z.Name()}, map[string]any{"result": r, "note": p.Note})
-	return p, err
-}
-
-// judgeProbe says what of a zone's behaviour Holdfast can and cannot live with.
-func judgeProbe(c configs.Zone, r zone.ProbeResult) []finding {
-	var out []finding
-	add := func(name string, held bool, otherwise finding, detail string) {
-		if held {
-			otherwise = good(name, "%s", detail)
-		}
-		otherwise.Name = name
-		out = append(out, otherwise)
-	}
-	const other = "use another store: what is written could be lost or replaced"
-	add("conditional create", r.ConditionalCreate, bad("", other, "of sixteen writers at once not exactly one won, or its bytes did not stay"), "of sixteen writers at once one won")
-	add("list after write", r.ListAfterWrite, bad("", other, "an object just written was not listed"), "an object just written is listed")
-	add("range read", r.RangeRead, bad("", "use another store: restores read ranges", "a range was not what was written there"), "ranges are what was written there")
-	add("checksum", r.ChecksumRefused, warn("", "nothing to do: Holdfast reads back and compares digests by itself", "a body with the checksum of another was taken"), "a body with a wrong checksum is refused")
-	skew := time.Duration(r.ClockSkewSeconds * float64(time.Second))
-	add("clock", skew.Abs() < time.Minute, warn("", "set both clocks by NTP: locks and listings carry the store's time", "the store's clock differs from this host's by %s", skew.Round(time.Second)), "the store's clock agrees with this host's")
-	switch {
-	case c.ObjectLock == "none":
-		add("object lock", true, finding{}, "none is configured")
-		if r.DefaultRetention {
-			out = append(out, warn("default retention", "know that nothing can be removed before it ends; or take the bucket's default retention away", "the store locks objects by itself"))
-		}
-	default:
-		add("object lock", r.Lock == c.ObjectLock, bad("", "turn object lock on for the bucket, with the mode that is configured, or configure what it does", "%s is configured, and the store was seen to do: %s", c.ObjectLock, r.Lock), c.ObjectLock+", and the store refused to remove a locked version")
-		add("shortening a lock", r.ShorteningRefused, bad("", "take the right to shorten retention from these credentials", "the store shortened a lock"), "refused")
-		add("bypass", !r.BypassPossible, warn("", "take s3:BypassGovernanceRetention from these credentials", "these credentials removed a locked version"), "these credentials cannot remove a locked version")
-	}
-	for _, what := range r.NotAssessed {
-		if c.ObjectLock != "none" {
-			out = append(out, warn("not assessed", "", "%s", what))
-		}
-	}
-	return out
-}
-
-func printProbes(w io.Writer, doc probesDocument) {
-	for _, z := range doc.Zones {
-		fmt.Fprintf(w, "zone %s (recorded in %s)\n", z.Zone, z.Note.Name)
-		newReport(z.Findings).print(w)
-	}
 }
