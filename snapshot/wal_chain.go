@@ -47,6 +47,11 @@ func (w *WALWriter) sign(e *entry) error {
 	if err != nil {
 		return fmt.Errorf("signing the note of %s: %w", e.WAL.File, err)
 	}
+	// A note that no reader of this configuration believes is no archive: it must not be
+	// sent, and no number is used for it.
+	if err := w.open(msg, &body); err != nil {
+		return permanent{fmt.Errorf("signing the note of %s: this node's own signing key is not trusted for the WAL of %s: give it `may: [wal]` in repository.trusted_signers: %w", e.WAL.File, w.c.Lineage.Cluster, err)}
+	}
 	return w.spool.advance(head{
 		Epoch: body.Epoch, Number: body.Number, Hash: catalog.HashNote(msg), Object: body.Object.Name, Name: e.Note, Note: msg,
 	})
@@ -61,8 +66,12 @@ func (w *WALWriter) heads(part catalog.WAL) bool {
 		return false
 	}
 	var last catalog.WAL
-	_, err := w.c.Trust.Open(h.Note, catalog.KindWAL, string(catalog.DutyWAL), w.c.Lineage.Cluster, &last)
-	return err == nil && last.Object == part.Object
+	return w.open(h.Note, &last) == nil && last.Object == part.Object
+}
+
+func (w *WALWriter) open(msg []byte, body *catalog.WAL) error {
+	_, err := w.c.Trust.Open(msg, catalog.KindWAL, string(catalog.DutyWAL), w.c.Lineage.Cluster, body)
+	return err
 }
 
 // finishHead brings the chain's last note into the quorum, if its part is still

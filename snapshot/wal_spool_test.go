@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
 // A1: what the spool gives back is what was sealed, or nothing.
@@ -113,4 +115,34 @@ func TestAnotherSealingOfWhatTheLastNoteNamesHoldsNothingUp(t *testing.T) {
 	for _, n := range r.notes(v) {
 		r.plain(v, n)
 	}
+}
+
+// A note that no reader believes archives nothing: a part is not acknowledged by it, and
+// goes out once the configuration is right.
+func TestAKeyThatIsNotTrustedForWALAcknowledgesNothing(t *testing.T) {
+	r := newWALRepo(t)
+	v := r.vault()
+	l := r.claim(v, "one", Server{SystemID: "7000000000000000001", Timeline: 1})
+	skey, vkey, err := seal.NewSigningKey("node2")
+	okay(t, err)
+	c := r.writerConfig(v, l, filepath.Join(r.state, "spool"))
+	c.Signer, _, err = seal.LoadSigner(skey)
+	okay(t, err)
+	c.Trust, err = seal.NewTrust([]seal.TrustedSigner{{VKey: vkey, Clusters: []string{"cms"}, May: []string{"snapshot"}}})
+	okay(t, err)
+	w, err := OpenWriter(c)
+	okay(t, err)
+	slice := part{file: fmt.Sprintf("%024X", 1), timeline: 1, from: 0x1000000, to: 0x1100000, segSize: 1 << 24, slice: true, data: make([]byte, 0x100000)}
+	if err := w.store(t.Context(), slice); err == nil || !errors.As(err, new(permanent)) || !strings.Contains(err.Error(), "may: [wal]") {
+		t.Errorf("stored with a key that is not trusted: %v", err)
+	}
+	if len(w.spool.left()) != 1 || w.spool.head.Number != 0 || len(r.notes(v)) != 0 {
+		t.Errorf("the spool holds %d parts, %d notes were signed, the zones hold %d", len(w.spool.left()), w.spool.head.Number, len(r.notes(v)))
+	}
+	again := r.writer(v, l, filepath.Join(r.state, "spool"))
+	okay(t, again.Recover(t.Context()))
+	if len(again.spool.left()) != 0 || len(r.notes(v)) != 1 {
+		t.Error("what was kept did not go out")
+	}
+	r.checkChainOf(v, l.Epoch)
 }

@@ -300,8 +300,7 @@ func (w *WALWriter) reinforce(ctx context.Context, n names) (bool, error) {
 	}
 	var there catalog.WAL
 	body, err := w.c.Store.Fetch(ctx, n.note, func(_ string, body []byte) error {
-		_, err := w.c.Trust.Open(body, catalog.KindWAL, string(catalog.DutyWAL), w.c.Lineage.Cluster, &there)
-		return err
+		return w.open(body, &there)
 	})
 	if err != nil {
 		return false, fmt.Errorf("reading %s: %w", n.note, err)
@@ -382,8 +381,7 @@ func (w *WALWriter) WALRefs(ctx context.Context, timeline uint32, from, to lsn.L
 	for _, e := range hold {
 		var body catalog.WAL
 		msg, err := w.c.Store.Fetch(ctx, e.Name, func(_ string, msg []byte) error {
-			_, err := w.c.Trust.Open(msg, catalog.KindWAL, string(catalog.DutyWAL), w.c.Lineage.Cluster, &body)
-			return err
+			return w.open(msg, &body)
 		})
 		if err != nil {
 			return nil, fmt.Errorf("naming the WAL from %s to %s: %w", from, to, err)
