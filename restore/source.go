@@ -102,14 +102,15 @@ func newWindow(workers int) *window {
 }
 
 func (w *window) memory(n int64) []byte {
-	if n == spanSize {
-		select {
-		case b := <-w.spare:
-			return b
-		default:
-		}
+	var b []byte
+	select {
+	case b = <-w.spare:
+	default:
 	}
-	return make([]byte, n)
+	if n == int64(len(b)) {
+		return b
+	}
+	return make([]byte, n) // in the place of the spare one, which is let go of
 }
 
 func (w *window) giveBack(body []byte, n int64) {

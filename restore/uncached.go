@@ -27,9 +27,8 @@ func aligned(n int) []byte {
 func (o *oldFile) read(n int, at int64) error {
 	buf := *o.buf
 	if o.cold(n, at) {
-		got, err := o.direct(buf[:(n+directBlock-1)/directBlock*directBlock], at)
-		if err != nil || got >= n {
-			return err
+		if o.direct(buf[:(n+directBlock-1)/directBlock*directBlock], at) >= n {
+			return nil
 		}
 	}
 	if got, err := o.f.ReadAt(buf[:n], at); got < n {
@@ -52,8 +51,9 @@ func (o *oldFile) cold(n int, at int64) bool {
 	return there.Cache*uint64(os.Getpagesize())*2 < uint64(n)
 }
 
-// direct reads from the disk, and says how much came: nothing where that cannot be.
-func (o *oldFile) direct(buf []byte, at int64) (int, error) {
+// direct reads from the disk, and says how much came: nothing where that cannot be, for
+// whatever reason. The other way of reading tells what is wrong with a file.
+func (o *oldFile) direct(buf []byte, at int64) int {
 	var got int
 	var err error
 	if o.disk == nil {
@@ -62,12 +62,9 @@ func (o *oldFile) direct(buf []byte, at int64) (int, error) {
 	if err == nil {
 		got, err = o.disk.ReadAt(buf, at)
 	}
-	switch {
-	case errors.Is(err, unix.EINVAL): // as where the file system has no O_DIRECT
+	if err != nil && !errors.Is(err, io.EOF) { // the file may end within the last block
 		o.plain.Store(true)
-		return 0, nil
-	case errors.Is(err, io.EOF): // the file ends within the last block
-		err = nil
+		return 0
 	}
-	return got, err
+	return got
 }
