@@ -34,7 +34,7 @@ type Node struct {
 // Scrub bounds rolling verification.
 type Scrub struct {
 	Every Duration `yaml:"every" default:"14d" min:"1s" doc:"Every copy in every zone is read once in it and compared with its digest."`
-	Probe Duration `yaml:"probe" default:"7d" doc:"What each zone really does (conditional creation, versions, locks) is tried anew once in it and recorded signed; 0: by hand alone."`
+	Probe Duration `yaml:"probe" default:"7d" min:"1h" doc:"What each zone really does (conditional creation, versions, locks) is tried anew once in it and recorded signed."`
 	Rate  Rate     `yaml:"rate" default:"16MiB/s" doc:"Bytes per second read from each zone for it at most; 0 is no limit."`
 }
 

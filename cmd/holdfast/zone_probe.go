@@ -72,23 +72,29 @@ func (e *env) probeZones(ctx context.Context, name string) error {
 	return nil
 }
 
-// probeZones tries one zone, or all. Those that could be tried are told of even where
-// another could not.
+// probeZones tries one zone, or all: one that cannot be tried keeps no other from it.
 func (n *node) probeZones(ctx context.Context, in probeIn) (probesDocument, error) {
 	doc := probesDocument{OK: true, Zones: []probeDocument{}}
+	if in.Zone != "" {
+		if _, err := configuredZone(n.cfg, in.Zone); err != nil {
+			return doc, err
+		}
+	}
+	var faults []error
 	for i, z := range n.zones {
 		if in.Zone != "" && z.Name() != in.Zone {
 			continue
 		}
 		p, err := n.probe(ctx, z, n.cfg.Repository.Zones[i])
 		if err != nil {
-			return doc, err
+			faults = append(faults, err)
+			continue
 		}
 		n.tellProbe(ctx, p)
 		doc.OK = doc.OK && len(failing(p.Findings)) == 0
 		doc.Zones = append(doc.Zones, p)
 	}
-	return doc, nil
+	return doc, errors.Join(faults...)
 }
 
 func failing(list []finding) (out []finding) {
@@ -128,7 +134,7 @@ const firstProbe = time.Hour
 // snapshots may hold credentials that only read, and leave it.
 func (n *node) tendProbes(ctx context.Context) error {
 	every := n.cfg.Node.Scrub.Probe.Std()
-	if every == 0 || !n.takesSnapshots() {
+	if !n.takesSnapshots() {
 		return nil
 	}
 	for {
@@ -232,10 +238,14 @@ func judgeProbe(c configs.Zone, r zone.ProbeResult) []finding {
 		if r.DefaultRetention {
 			out = append(out, warn("default retention", "know that nothing can be removed before it ends; or take the bucket's default retention away", "the store locks objects by itself"))
 		}
+	case r.Lock == zone.LockUnknown: // told below as not assessed
 	default:
 		add("object lock", r.Lock == c.ObjectLock, bad("", "turn object lock on for the bucket, with the mode that is configured, or configure what it does", "%s is configured, and the store was seen to do: %s", c.ObjectLock, r.Lock), c.ObjectLock+", and the store refused to remove a locked version")
 		add("shortening a lock", r.ShorteningRefused, bad("", "take the right to shorten retention from these credentials", "the store shortened a lock"), "refused")
 		add("bypass", !r.BypassPossible, warn("", "take s3:BypassGovernanceRetention from these credentials", "these credentials removed a locked version"), "these credentials cannot remove a locked version")
+	}
+	if len(r.Left) > 0 {
+		out = append(out, warn("left behind", "let these credentials remove below probe/, or have a lifecycle rule do it", "%s of the probe could not be removed again", count(len(r.Left), "object")))
 	}
 	for _, what := range r.NotAssessed {
 		if c.ObjectLock != "none" {

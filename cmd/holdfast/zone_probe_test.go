@@ -71,6 +71,9 @@ func TestAZoneThatDoesNotDoWhatItMustIsToldAndClosedAgain(t *testing.T) {
 			t.Errorf("told: %q", told)
 		}
 		n.tellProbe(t.Context(), probeDocument{ProbeResult: seen, Findings: judgeProbe(c, seen)})
+		slow := seen
+		slow.Lock, slow.NotAssessed = zone.LockUnknown, []string{"locks: the zone answered too slowly to try within the lock"}
+		n.tellProbe(t.Context(), probeDocument{ProbeResult: slow, Findings: judgeProbe(c, slow)})
 		if open := tending.open(t); len(open) > 0 {
 			t.Errorf("a zone that does what it must: %v", open)
 		}

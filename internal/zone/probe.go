@@ -39,7 +39,8 @@ type ProbeResult struct {
 	// Versions: replaced bytes were still read by their version.
 	Versions bool `json:"versions"`
 	// Lock is the configured mode if the store was seen to refuse the removal
-	// of a locked version ("compliance" only if with bypass as well), else "none".
+	// of a locked version ("compliance" only if with bypass as well), else "none";
+	// [LockUnknown] where it answered too slowly to tell.
 	Lock              string  `json:"lock"`
 	ShorteningRefused bool    `json:"shortening_refused"`
 	BypassPossible    bool    `json:"bypass_possible"`   // these credentials removed a locked version
@@ -53,6 +54,9 @@ type ProbeResult struct {
 	NotAssessed []string `json:"not_assessed,omitempty"`
 	Left        []string `json:"left,omitempty"`
 }
+
+// LockUnknown is the lock of a zone that could not be tried within it.
+const LockUnknown = "unknown"
 
 // probeLock is how long a probe object is locked. It is waited for, so that the
 // object can be removed.
@@ -77,6 +81,7 @@ func Probe(ctx context.Context, z *Zone, now time.Time) (ProbeResult, error) {
 	p.prober, _ = z.d.(Prober)
 	for _, step := range []func(context.Context) error{p.plain, p.race, p.versions, p.checksum, p.lock, p.clean} {
 		if err := step(ctx); err != nil {
+			p.leave(ctx)
 			return p.r, fmt.Errorf("probe zone %s: %w", z.Name(), err)
 		}
 	}
@@ -229,6 +234,7 @@ func (p *probe) removal(ctx context.Context, o Object) error {
 	bypass := p.prober.TryBypass(ctx, o.Name, o.Version)
 	if time.Now().Add(p.skew).After(o.LockedUntil.Add(-time.Second)) {
 		p.r.NotAssessed = append(p.r.NotAssessed, "locks: the zone answered too slowly to try within the lock")
+		p.r.Lock = LockUnknown
 		return nil
 	}
 	p.r.BypassPossible = plain == nil || bypass == nil
@@ -248,6 +254,13 @@ func (p *probe) removal(ctx context.Context, o Object) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// leave removes what a probe that did not end made, as far as that is soon done.
+func (p *probe) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = p.clean(ctx) // the probe's own error is the one to tell
 }
 
 func (p *probe) clean(ctx context.Context) error {
