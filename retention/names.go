@@ -34,6 +34,28 @@ func parseWALObject(name string, size int64) (File, bool) {
 	return File{WALEntry: catalog.WALEntry{Epoch: epoch, Timeline: timeline, From: from, To: to, Name: name}}, from < to
 }
 
+var smallObjectRE = regexp.MustCompile(`/wal/(\d{8})/([0-9A-F]{8})/(?:[0-9A-F]{8}\.history|([0-9A-F]{24})\.(?:partial|[0-9A-F]{8}\.backup))-[0-9a-f]{32}\.age$`)
+
+// parseSmallObject reads where the place of a file that is no WAL lies, as far as its
+// object's name tells: anywhere on its timeline, or within its segment, ends included.
+func parseSmallObject(name string, size int64) (within catalog.WALSpan, ok bool) {
+	m := smallObjectRE.FindStringSubmatch(name)
+	if m == nil {
+		return catalog.WALSpan{}, false
+	}
+	epoch, _ := strconv.Atoi(m[1])
+	timeline, _ := strconv.ParseUint(m[2], 16, 32)
+	within = catalog.WALSpan{Epoch: epoch, Timeline: uint32(timeline), To: ^lsn.LSN(0)}
+	if m[3] != "" {
+		_, start, err := lsn.ParseSegmentName(m[3], size)
+		if err != nil {
+			return catalog.WALSpan{}, false
+		}
+		within.From, within.To = start, start+lsn.LSN(size)
+	}
+	return within, true
+}
+
 // removalOrder sorts what is to go so that half of a removal never looks like
 // something that can be restored: notes vanish before what they vouch for, a
 // snapshot's intent last, so that the rest of it stays recognisable (D6).

@@ -142,6 +142,7 @@ type sweep struct {
 	judge  *walJudge
 	files  map[string]File // by the name of the note or object
 	spans  map[catalog.WALSpan]File
+	unread bool // the note of a small file
 	faults map[string]error
 	listed map[string]time.Time
 }
@@ -251,7 +252,8 @@ func (s *sweep) nameFiles(ctx context.Context) error {
 			small = append(small, f.WALEntry)
 		}
 	}
-	notes, _, err := s.Catalog.WALNotes(ctx, s.Cluster, small)
+	notes, faults, err := s.Catalog.WALNotes(ctx, s.Cluster, small)
+	s.unread = len(faults) > 0
 	for _, n := range notes {
 		s.files[n.Body.Object.Name] = s.files[n.Name]
 	}
@@ -318,7 +320,7 @@ func (s *sweep) owner(o zone.Object) int {
 	}
 	f, ok := s.fileOf(o.Name)
 	if !ok {
-		return -1
+		return s.leftOver(o.Name)
 	}
 	i := slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
 		return (!m.OnlyCovered() || s.judge.covered(f)) && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return span.Takes(f.WALEntry) })
@@ -330,6 +332,21 @@ func (s *sweep) owner(o zone.Object) int {
 		return -1
 	}
 	return i
+}
+
+// leftOver is the due mark under which the note of a small file went before the sweep
+// that removed it died: its object's name tells about where it stood. Where a note could
+// not be read, the object may be that note's, and stays.
+func (s *sweep) leftOver(name string) int {
+	within, ok := parseSmallObject(name, s.segSize())
+	if !ok || s.unread {
+		return -1
+	}
+	return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
+		return slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool {
+			return span.From == span.To && span.Epoch == within.Epoch && span.Timeline == within.Timeline && within.From <= span.From && span.From <= within.To
+		})
+	})
 }
 
 // stays says that a snapshot that stays needs an object. The intent of a directory

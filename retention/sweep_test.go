@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/zone"
 	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
 )
@@ -236,6 +237,37 @@ func TestWALObjectNamesAreReadBack(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// A sweep that dies between a history's note and its object leaves an object that no
+// note names; the next one finishes it, and touches nothing of another place.
+func TestASmallFileWhoseNoteWentGoesToo(t *testing.T) {
+	const mac = "0123456789abcdef0123456789abcdef"
+	point := func(tl uint32, at lsn.LSN) catalog.WALSpan {
+		return catalog.WALSpan{Epoch: 1, Timeline: tl, From: at, To: at}
+	}
+	due := []catalog.Forgotten{
+		{WAL: []catalog.WALSpan{{Epoch: 1, Timeline: 1, From: 0, To: 9 * seg}}},
+		{WAL: []catalog.WALSpan{point(1, 5*seg+100), point(2, 5*seg+100)}},
+	}
+	for name, want := range map[string]int{
+		catalog.WALName("main", 1, 2, "00000002.history", mac):                           1,
+		catalog.WALName("main", 1, 1, "000000010000000000000005.partial", mac):           1,
+		catalog.WALName("main", 1, 1, "000000010000000000000005.00000100.backup", mac):   1,
+		catalog.WALName("main", 1, 1, "000000010000000000000007.partial", mac):           -1,
+		catalog.WALName("main", 1, 3, "00000003.history", mac):                           -1,
+		catalog.WALName("main", 2, 2, "00000002.history", mac):                           -1,
+		catalog.WALNoteName("main", 1, 2, uint64(5*seg+100), uint64(5*seg+100), mac[:8]): -1,
+	} {
+		s := &sweep{Keeper: &Keeper{}, due: due, judge: &walJudge{planner: &planner{}}}
+		if got := s.owner(zone.Object{Name: name}); got != want {
+			t.Errorf("%s: mark %d, want %d", name, got, want)
+		}
+		s.unread = true
+		if got := s.owner(zone.Object{Name: name}); got != -1 {
+			t.Errorf("%s goes while a note cannot be read, which may be its own", name)
 		}
 	}
 }
