@@ -276,7 +276,7 @@ func exportText(w io.Writer, d exportDoc) {
 			fmt.Fprintf(w, "  project %s (%s): %d rows, %s; %s\n", p.ID, p.Project.Name, p.Rows, size(p.Bytes), p.File.Name)
 		}
 	}
-	fmt.Fprintf(w, "%d projects, %d rows, %s\n", len(d.Projects), rows, size(bytes))
+	fmt.Fprintf(w, "%s, %d rows, %s\n", count(len(d.Projects), "project"), rows, size(bytes))
 	for _, s := range d.NotCovered {
 		fmt.Fprintln(w, "  not covered:", s)
 	}

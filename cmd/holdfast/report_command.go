@@ -96,8 +96,8 @@ func reportText(out io.Writer, list []retentionReport) error {
 		for _, h := range d.Inventory {
 			rows = append(rows, []string{h.Zone, h.Class, fmt.Sprint(h.Versions), size(h.Bytes), clock(h.Oldest), clock(h.Newest), fmt.Sprint(h.TooOld), fmt.Sprint(h.OnHold), h.Locks.text()})
 		}
-		table(out, "ZONE\tCLASS\tVERSIONS\tBYTES\tOLDEST\tNEWEST\tTOO OLD\tON HOLD\tLOCKED", rows)
-		fmt.Fprintf(out, "deletions from %s to %s: %d marks\n", clock(d.Period.From), clock(d.Period.To), len(d.Deletions))
+		table(out, "ZONE\tCLASS\tVERSIONS\tBYTES\tOLDEST\tNEWEST\tTOO OLD\tTOO OLD, HELD\tLOCKED", rows)
+		fmt.Fprintf(out, "deletions from %s to %s: %s\n", clock(d.Period.From), clock(d.Period.To), count(len(d.Deletions), "mark"))
 		for _, x := range d.Deletions {
 			fmt.Fprintf(out, "  %s by %s: %s, %d stretches of WAL, %d objects removed; done %s; %s\n", x.Mark, x.By, count(len(x.Snapshots), "snapshot"), x.WAL, x.Removed, clock(x.DoneAt), strings.Join(x.Reasons, "; "))
 		}
