@@ -121,7 +121,7 @@ func (n *node) tellProbe(ctx context.Context, p probeDocument) {
 	}
 	n.raise(ctx, incident.Incident{
 		Key: key, Severity: "critical", Title: "zone " + p.Zone + " does not do what it must",
-		Detail: strings.Join(details, "; "), Remedy: bad[0].Remedy + "; then `holdfast zone probe " + p.Zone + "`",
+		Detail: strings.Join(details, "; "), Remedy: bad[0].Remedy + "; then `holdfast zone probe " + p.Zone + "`; docs/runbooks/zone-behaviour.md",
 	})
 }
 
