@@ -50,7 +50,7 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 	}
 	for _, d := range p.WAL {
 		if !d.Keep && !marked(d) && !covered(d) {
-			m.WAL = append(m.WAL, catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To})
+			m.WAL = append(m.WAL, d.span())
 			addReasons(&m, d.Reasons)
 		}
 	}
@@ -120,9 +120,8 @@ func keptAfterAll(then, now []WALDecision) (WALDecision, bool) {
 		if d.Keep || covered(d) {
 			continue
 		}
-		gone := catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To}
 		for _, n := range now {
-			if n.Keep && gone.Takes(catalog.WALEntry{Epoch: n.Epoch, Timeline: n.Timeline, From: n.From, To: n.To}) {
+			if n.Keep && d.span().Takes(catalog.WALEntry{Epoch: n.Epoch, Timeline: n.Timeline, From: n.From, To: n.To}) {
 				return n, true
 			}
 		}

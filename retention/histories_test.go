@@ -183,7 +183,7 @@ func (l *life) keep() (in Inputs, p Plan, err error) {
 	}
 	l.wal = slices.DeleteFunc(slices.Clone(l.wal), func(f File) bool {
 		return slices.ContainsFunc(p.WAL, func(d WALDecision) bool {
-			return !d.Keep && catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To}.Takes(f.WALEntry)
+			return !d.Keep && d.span().Takes(f.WALEntry)
 		})
 	})
 	l.last = l.now

@@ -60,6 +60,6 @@ func (k *Keeper) letGo(done []catalog.Forgotten, o zone.Object, size int64) int 
 	}
 	whole := f.Whole()
 	return slices.IndexFunc(done, func(m catalog.Forgotten) bool {
-		return !(m.OnlyCovered() && whole) && slices.ContainsFunc(m.WAL, func(s catalog.WALSpan) bool { return s.Takes(f.WALEntry) })
+		return !(m.OnlyCovered() && whole) && f.Taken(m.WAL)
 	})
 }

@@ -55,7 +55,7 @@ func (k *Keeper) forgetSlices(ctx context.Context, st *state, p Plan) (m catalog
 	day := now.Format(time.DateOnly)
 	for _, d := range p.WAL {
 		if !d.Keep && covered(d) && len(m.WAL) < maxSlices {
-			m.WAL = append(m.WAL, catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To})
+			m.WAL = append(m.WAL, d.span())
 		}
 	}
 	if st.Day == day || len(m.WAL)+len(st.Ended) == 0 {

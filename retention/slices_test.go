@@ -168,7 +168,7 @@ func checkSlices(t *rapid.T, in Inputs, zones []string) {
 	var spans []catalog.WALSpan
 	for _, d := range p.WAL {
 		if !d.Keep && covered(d) {
-			spans = append(spans, catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To})
+			spans = append(spans, d.span())
 		}
 	}
 	for _, z := range zones {

@@ -323,7 +323,7 @@ func (s *sweep) owner(o zone.Object) int {
 		return s.leftOver(o.Name)
 	}
 	i := slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
-		return (!m.OnlyCovered() || s.judge.covered(f)) && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return span.Takes(f.WALEntry) })
+		return (!m.OnlyCovered() || s.judge.covered(f)) && f.Taken(m.WAL)
 	})
 	if i < 0 {
 		return -1
@@ -375,7 +375,7 @@ func (s *sweep) keeper(name string) int {
 		return -1
 	}
 	return slices.IndexFunc(s.due, func(m catalog.Forgotten) bool {
-		return !m.OnlyCovered() && slices.ContainsFunc(m.WAL, func(span catalog.WALSpan) bool { return span.Takes(f.WALEntry) })
+		return !m.OnlyCovered() && f.Taken(m.WAL)
 	})
 }
 

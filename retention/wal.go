@@ -362,13 +362,16 @@ func (p *planner) judgeWAL() {
 	j := p.newJudge(kept)
 	for _, f := range p.WAL {
 		keep, reasons := j.judgeFile(f)
-		in := func(s catalog.WALSpan) bool { return s.Takes(f.WALEntry) }
-		if !keep && (slices.ContainsFunc(p.Marked, in) || j.covered(f) && slices.ContainsFunc(p.Slices, in)) {
+		if !keep && (f.Taken(p.Marked) || j.covered(f) && f.Taken(p.Slices)) {
 			reasons = []string{"marked"}
 		}
 		over, _ := j.longer(f)
 		p.plan.WAL = join(p.plan.WAL, f, over, keep, reasons)
 	}
+}
+
+func (d WALDecision) span() catalog.WALSpan {
+	return catalog.WALSpan{Epoch: d.Epoch, Timeline: d.Timeline, From: d.From, To: d.To}
 }
 
 // join adds a file to the stretches: to the last one of its timeline that says

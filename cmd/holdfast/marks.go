@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
@@ -32,8 +31,7 @@ func (m marks) covers(below string) bool {
 	if !ok {
 		return false
 	}
-	in := func(s catalog.WALSpan) bool { return s.Takes(e) }
-	return slices.ContainsFunc(m.spans, in) || !e.Whole() && slices.ContainsFunc(m.covered, in)
+	return e.Taken(m.spans) || !e.Whole() && e.Taken(m.covered)
 }
 
 // marksOf reads a cluster's marks, without what is needed.

@@ -162,8 +162,7 @@ func (w *walWatcher) bring(ctx context.Context, r walRecord) error {
 
 func (r walRecord) letGo(e catalog.WALEntry) bool {
 	e.Epoch = r.rootOf(e.Epoch)
-	in := func(s catalog.WALSpan) bool { return s.Takes(e) }
-	return slices.ContainsFunc(r.gone, in) || !e.Whole() && slices.ContainsFunc(r.covered, in)
+	return e.Taken(r.gone) || !e.Whole() && e.Taken(r.covered)
 }
 
 func placed(w *world, name, zone string) bool {

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"slices"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -198,6 +199,11 @@ type WALSpan struct {
 // around it says nothing of it.
 func (s WALSpan) Takes(e WALEntry) bool {
 	return s.Epoch == e.Epoch && s.Timeline == e.Timeline && s.From <= e.From && e.To <= s.To && (e.From < e.To || s.From == s.To)
+}
+
+// Taken says whether one of the stretches takes e.
+func (e WALEntry) Taken(by []WALSpan) bool {
+	return slices.ContainsFunc(by, func(s WALSpan) bool { return s.Takes(e) })
 }
 
 // Tombstone says that a project is deleted. It holds no personal data.
