@@ -35,6 +35,9 @@ func (f *fault) Problem() *server.Problem {
 	return server.NewProblem(f.exit, f.err.Error(), f.remedy)
 }
 
+// quietly ends a command with an exit code when all was said already.
+func quietly(code int) error { return &fault{exit: code, err: silent{code}} }
+
 func usage(format string, args ...any) error {
 	return &fault{exit: exitUsage, err: fmt.Errorf(format, args...)}
 }

@@ -69,7 +69,7 @@ func (s silent) Error() string { return fmt.Sprintf("exit %d", s.code) }
 
 // isUsage recognises what cobra says of a wrong command line.
 func isUsage(err error) bool {
-	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires ", "invalid argument", "flag needs", "required flag", "if any flags in the group", "at least one of the flags in the group"} {
+	for _, p := range []string{"unknown command", "accepts ", "requires ", "invalid argument", "required flag", "if any flags in the group", "at least one of the flags in the group"} {
 		if strings.HasPrefix(err.Error(), p) {
 			return true
 		}

@@ -90,7 +90,6 @@ func (n *node) probeZones(ctx context.Context, in probeIn) (probesDocument, erro
 			faults = append(faults, err)
 			continue
 		}
-		n.tellProbe(ctx, p)
 		doc.OK = doc.OK && len(failing(p.Findings)) == 0
 		doc.Zones = append(doc.Zones, p)
 	}
@@ -157,7 +156,7 @@ func (n *node) probeDue(ctx context.Context, every time.Duration) (next time.Dur
 		return every, err
 	}
 	next = every
-	for _, z := range n.zones {
+	for i, z := range n.zones {
 		now, name := n.now(), z.Name()
 		at, known := last[name]
 		if !known || at.After(now) { // new, or the clock stepped back
@@ -167,7 +166,7 @@ func (n *node) probeDue(ctx context.Context, every time.Duration) (next time.Dur
 			last[name], next = at, min(next, due.Sub(now))
 			continue
 		}
-		if _, perr := n.probeZones(ctx, probeIn{name}); perr != nil {
+		if _, perr := n.probe(ctx, z, n.cfg.Repository.Zones[i]); perr != nil {
 			err = errors.Join(err, perr)
 			next = min(next, firstProbe)
 			continue
@@ -197,10 +196,8 @@ func (n *node) probed() (map[string]time.Time, error) {
 	return last, nil
 }
 
-// quietly ends a command with an exit code when all was said already.
-func quietly(code int) error { return &fault{exit: code, err: silent{code}} }
-
-// probe tries one zone and keeps what it did as a signed note and an entry.
+// probe tries one zone, keeps what it did as a signed note and an entry, and tells where
+// that is not what it must do.
 func (n *node) probe(ctx context.Context, z *zone.Zone, c configs.Zone) (probeDocument, error) {
 	r, err := zone.Probe(ctx, z, n.now())
 	if err != nil {
@@ -211,7 +208,9 @@ func (n *node) probe(ctx context.Context, z *zone.Zone, c configs.Zone) (probeDo
 	if p.Note, err = n.putNote(ctx, name, catalog.KindProbe, r); err != nil {
 		return p, err
 	}
-	_, err = n.append(ctx, ledger.TypeZoneProbe, map[string]string{"zone": z.Name()}, map[string]any{"result": r, "note": p.Note})
+	if _, err = n.append(ctx, ledger.TypeZoneProbe, map[string]string{"zone": z.Name()}, map[string]any{"result": r, "note": p.Note}); err == nil {
+		n.tellProbe(ctx, p)
+	}
 	return p, err
 }
 
