@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +17,8 @@ import (
 type likeness struct {
 	digester  *page.Digester // nil: nothing is known to be alike
 	checksums bool
-	buffers   sync.Pool // of a leaf's size
-	pastCache
+	buffers   sync.Pool   // of a leaf's size
+	plain     atomic.Bool // files cannot be read past the page cache here
 }
 
 func newLikeness(d *page.Digester, checksums bool) *likeness {

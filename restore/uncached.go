@@ -5,14 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// pastCache remembers whether files can be read past the page cache here.
-type pastCache struct{ plain atomic.Bool }
 
 // aligned is memory of n bytes that begins where O_DIRECT wants it to.
 func aligned(n int) []byte {

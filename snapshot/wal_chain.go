@@ -49,7 +49,7 @@ func (w *WALWriter) sign(e *entry) error {
 	}
 	// A note that no reader of this configuration believes is no archive: it must not be
 	// sent, and no number is used for it.
-	if err := w.open(msg, &body); err != nil {
+	if err := w.open(msg, new(catalog.WAL)); err != nil {
 		return permanent{fmt.Errorf("signing the note of %s: this node's own signing key is not trusted for the WAL of %s: give it `may: [wal]` in repository.trusted_signers: %w", e.WAL.File, w.c.Lineage.Cluster, err)}
 	}
 	return w.spool.advance(head{
@@ -79,10 +79,7 @@ func (w *WALWriter) open(msg []byte, body *catalog.WAL) error {
 func (w *WALWriter) finishHead(ctx context.Context) error {
 	h := w.spool.head
 	body, ok := w.spool.meta(h.Object)
-	if !ok {
-		return nil
-	}
-	if !w.heads(body) {
+	if !ok || !w.heads(body) {
 		return nil
 	}
 	err := w.persist(ctx, func() error {
