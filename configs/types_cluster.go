@@ -28,7 +28,7 @@ type Snapshots struct {
 	Source    string   `yaml:"source" enum:"files|stream" doc:"files reads data_directory, stream uses the replication protocol; left out: files where data_directory is given."`
 	FullEvery Duration `yaml:"full_every" default:"0s" doc:"Copy everything afresh when the last full snapshot is older; 0: never."`
 	Level     string   `yaml:"level" default:"fastest" enum:"fastest|default|better" doc:"How hard zstd tries; default makes 7 % less and takes twice as long."`
-	Summaries bool     `yaml:"summaries" default:"false" doc:"Let the server's WAL summaries say what changed: PostgreSQL 17.11, 18.5 and later, with summarize_wal on."`
+	Summaries bool     `yaml:"summaries" default:"true" doc:"Let the server's WAL summaries say what changed, where it keeps them: PostgreSQL 17.11, 18.5 and later, with summarize_wal on."`
 }
 
 // WAL says how the write-ahead log arrives.

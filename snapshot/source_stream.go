@@ -35,7 +35,7 @@ func (t *take) fromStream(ctx context.Context, started func(lsn.LSN)) error {
 	if !errors.Is(err, postgres.ErrNoIncremental) {
 		return err
 	}
-	t.log.Warn("the server sends every block", zap.Error(err))
+	t.log.Info("the server sends every block", zap.Error(err))
 	return t.stream(ctx, nil, started)
 }
 

@@ -45,8 +45,7 @@ func (t *take) findChanges(ctx context.Context, start lsn.LSN, timeline uint32) 
 	if t.cfg.Candidates == CandidatesAll {
 		return nil
 	}
-	always := t.cfg.Candidates == CandidatesWAL || t.cfg.Summaries
-	if b := t.base; b != nil && (always || b.snap.RawBytes >= worthAsking) {
+	if b := t.base; b != nil && (t.cfg.Candidates == CandidatesWAL || b.snap.RawBytes >= worthAsking) {
 		t.changes.base = t.since(ctx, changemap.Base{Timeline: b.snap.Timeline, Start: b.snap.StartLSN, Stop: b.snap.StopLSN}, timeline, start)
 	}
 	if t.making.resumed {
@@ -59,7 +58,7 @@ func (t *take) findChanges(ctx context.Context, start lsn.LSN, timeline uint32) 
 // nothing else: then every block is read.
 func (t *take) since(ctx context.Context, b changemap.Base, timeline uint32, start lsn.LSN) *changemap.Map {
 	path, err := changemap.Path(b, timeline, start, nil)
-	if err == nil && t.cfg.Summaries {
+	if err == nil && t.cfg.Summaries && t.srv.facts.SummarizeWAL {
 		m, err := t.summarised(ctx, path)
 		if err == nil {
 			return m

@@ -41,7 +41,7 @@ func mistakes(t *testing.T, conn *pgx.Conn, key string) {
 // One project comes back from a moment of the window: shown first, put into live
 // while the others went on, or into a database of its own; and never after it was deleted.
 func TestOneProjectIsRestoredAndTheOthersGoOn(t *testing.T) { // promise 7
-	pg := pgtest.Start(t, pgtest.WithMajor(dumped))
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
 	keys := fillHostile(t, pg, 5, rand.New(rand.NewPCG(3, 4)))
 	r := newRig(t, pg, false)
 	r.cluster = hostileProjects
@@ -111,7 +111,7 @@ func TestOneProjectIsRestoredAndTheOthersGoOn(t *testing.T) { // promise 7
 
 // A clone has one project, its masks and the staging database's own life.
 func TestAProjectIsClonedWithMasks(t *testing.T) {
-	pg := pgtest.Start(t, pgtest.WithMajor(dumped))
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
 	keys := fillHostile(t, pg, 5, rand.New(rand.NewPCG(5, 6)))
 	r := newRig(t, pg, false)
 	r.cluster = hostileProjects

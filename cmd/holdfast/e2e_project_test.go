@@ -19,10 +19,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/tenancy/portable"
 )
 
-// dumped is the major version whose pg_dump is installed with the tests' programs:
-// the others have servers alone.
-const dumped = 15
-
 // hostile is a schema with every kind of reference, and with names and types that
 // break whoever does not quote. Projects are text, their names hostile as well.
 const hostile = `
@@ -196,7 +192,7 @@ func checkFiles(t *testing.T, dir string, m portable.Manifest) {
 // A project is exported with hostile names in every place, and loaded by psql alone
 // into a database that is made by the export's own DDL.
 func TestAnExportedProjectIsLoadedByPsqlAlone(t *testing.T) {
-	pg := pgtest.Start(t, pgtest.WithMajor(dumped))
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
 	keys := fillHostile(t, pg, 5, rand.New(rand.NewPCG(1, 2)))
 	r := newRig(t, pg, false)
 	r.cluster = hostileProjects

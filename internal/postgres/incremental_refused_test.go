@@ -119,7 +119,7 @@ func TestAStandbySendsAnIncrementalOnceItHasMovedOn(t *testing.T) {
 func TestAPriorThatCannotBeReadFailsTheBackup(t *testing.T) {
 	c := pgtest.Start(t, pgtest.WithMajor(summarizing()[0]), pgtest.WithSetting("summarize_wal", "on"))
 	broken := errors.New("the manifest in the repository is spoilt")
-	p := postgres.Prior{SystemID: 1, Timeline: 1, AnyMinor: true, Files: func(yield func(postgres.ManifestFile, error) bool) {
+	p := postgres.Prior{SystemID: 1, Timeline: 1, AnyMinor: postgres.Summarizes(c.ServerNum(), false) != nil, Files: func(yield func(postgres.ManifestFile, error) bool) {
 		_ = yield(postgres.ManifestFile{Path: "x"}, nil) && yield(postgres.ManifestFile{}, broken)
 	}}
 	b := &rebuilt{folder: newFolder("")}

@@ -76,7 +76,7 @@ func priorOf(t *testing.T, c *pgtest.Cluster, r postgres.BaseBackupResult, f *fo
 		t.Fatal(err)
 	}
 	return &postgres.Prior{
-		SystemID: id, Timeline: r.StartTimeline, Start: r.Start, End: r.End, Files: filesOf(f.size), AnyMinor: true,
+		SystemID: id, Timeline: r.StartTimeline, Start: r.Start, End: r.End, Files: filesOf(f.size), AnyMinor: postgres.Summarizes(c.ServerNum(), false) != nil,
 	}
 }
 

@@ -52,10 +52,17 @@ var sums = map[string]func(*postgres.ManifestFile, []byte){
 // C-26, C-70: PostgreSQL's own verifier accepts what we say of a copy, in each form
 // of checksum, with a tablespace and a name that is not UTF-8; and refuses the copy once it is spoilt.
 func TestPgVerifybackupTakesOurManifest(t *testing.T) {
-	c := pgtest.Start(t, pgtest.WithMajor(15), pgtest.WithTablespace())
+	for _, major := range pgtest.InstalledWith("pg_verifybackup") {
+		t.Run(fmt.Sprint(major), func(t *testing.T) { verifiedByPostgres(t, major) })
+	}
+}
+
+func verifiedByPostgres(t *testing.T, major int) {
+	c := pgtest.Start(t, pgtest.WithMajor(major), pgtest.WithTablespace())
 	c.Exec("CREATE TABLE away TABLESPACE side AS SELECT 1")
 	c.Exec("CREATE TABLE kept AS SELECT g FROM generate_series(1, 5000) g")
 	spoilt := pgtest.Value[string](c, "SELECT pg_relation_filepath('kept')")
+	id := pgtest.Value[int64](c, "SELECT system_identifier FROM pg_control_system()")
 	dir := filepath.Join(c.Mkdir("copy"), "data")
 	f := newFolder(dir)
 	r, err := postgres.BaseBackup(t.Context(), replication(t, c), postgres.BaseBackupOptions{Fast: true}, f)
@@ -68,7 +75,7 @@ func TestPgVerifybackupTakesOurManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, sum := range sums {
-		manifest := describe(t, dir, 15, 0, postgres.WALRange{Timeline: 1, Start: r.Start, End: r.End}, sum)
+		manifest := describe(t, dir, major, uint64(id), postgres.WALRange{Timeline: 1, Start: r.Start, End: r.End}, sum)
 		if err := errors.Join(os.WriteFile(filepath.Join(dir, "backup_manifest"), manifest, 0o600), pgtest.Own(dir)); err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +83,7 @@ func TestPgVerifybackupTakesOurManifest(t *testing.T) {
 			t.Errorf("%s: %s", name, said)
 		}
 	}
-	manifest := describe(t, dir, 15, 0, postgres.WALRange{Timeline: 1, Start: r.Start, End: r.End}, sums["CRC32C"])
+	manifest := describe(t, dir, major, uint64(id), postgres.WALRange{Timeline: 1, Start: r.Start, End: r.End}, sums["CRC32C"])
 	data, err := os.ReadFile(filepath.Join(dir, spoilt))
 	if err != nil {
 		t.Fatal(err)

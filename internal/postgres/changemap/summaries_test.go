@@ -34,13 +34,19 @@ func TestSummariesAreTrustedFromTheirFixOnly(t *testing.T) {
 }
 
 // summarizers are the majors that can be had here; their minors may be below the
-// gate, which is why it stands apart from the reading.
+// gate, which is why [summariesOf] lifts it for those.
 func summarizers(t *testing.T, test func(*testing.T, int)) {
 	for _, major := range pgtest.Installed() {
 		if major >= 17 {
 			t.Run(strconv.Itoa(major), func(t *testing.T) { test(t, major) })
 		}
 	}
+}
+
+// summariesOf is how c's summaries are read, with the gate of C-33 lifted for what is below it.
+func summariesOf(c *pgtest.Cluster) Summaries {
+	num := c.ServerNum()
+	return Summaries{Server: c.Conn("postgres"), Version: num, AnyMinor: TrustSummaries(num) != nil, Patience: pgtest.Patience}
 }
 
 // C-31: the server's summaries say what our reader says, limits included. Those of
@@ -54,7 +60,7 @@ func TestOurReaderAndTheServersSummariesAgree(t *testing.T) {
 		live(c, rng, 25)
 		live(c, rng, 5)
 		path := []Leg{{1, from, checkpoint(t, c)}}
-		theirs, err := Summaries{Server: c.Conn("postgres"), AnyMinor: true, Patience: pgtest.Patience}.Map(t.Context(), path)
+		theirs, err := summariesOf(c).Map(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,14 +126,13 @@ func all(b *blocks) (out []uint32) {
 func TestAHoleInTheSummariesIsNoticed(t *testing.T) {
 	summarizers(t, func(t *testing.T, major int) {
 		c := room(t, major, pgtest.WithSetting("summarize_wal", "on"))
-		conn := c.Conn("postgres")
 		var at []lsn.LSN
 		for range 4 {
 			at = append(at, checkpoint(t, c))
 			c.Exec("UPDATE t1 SET v = 'x' WHERE id < 100")
 		}
 		path := []Leg{{1, at[0], at[3]}}
-		s := Summaries{Server: conn, AnyMinor: true, Patience: pgtest.Patience}
+		s := summariesOf(c)
 		m, err := s.Map(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)

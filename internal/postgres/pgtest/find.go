@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -18,6 +19,14 @@ func Installed() []int {
 		}
 	}
 	return majors
+}
+
+// InstalledWith lists those of them that have a program of their own.
+func InstalledWith(program string) []int {
+	return slices.DeleteFunc(Installed(), func(m int) bool {
+		bin, _, _ := find(m)
+		return !executable(filepath.Join(bin, program))
+	})
 }
 
 // find gives the programs of a major version; 0 is the one that HOLDFAST_PG_MAJOR

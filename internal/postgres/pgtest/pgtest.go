@@ -43,6 +43,7 @@ type Cluster struct {
 
 type options struct {
 	major       int
+	own         string   // a program that must come with the server
 	settings    []string // lines of postgresql.conf
 	noChecksums bool
 	tablespace  bool
@@ -64,6 +65,10 @@ func WithSetting(name, value string) Option {
 // first installed of 15, 16, 17, 18 and 14. A version that is not installed fails
 // the test.
 func WithMajor(n int) Option { return func(o *options) { o.major = n } }
+
+// WithOwn asks for the default major version where it has a client program of its
+// own, as pg_dump, which does not take a newer server; else for 15, which Debian has.
+func WithOwn(program string) Option { return func(o *options) { o.own = program } }
 
 // WithoutChecksums makes the cluster without page checksums.
 func WithoutChecksums() Option { return func(o *options) { o.noChecksums = true } }
@@ -99,6 +104,9 @@ func Create(t testing.TB, opts ...Option) *Cluster {
 		f(&o)
 	}
 	bin, major, err := find(o.major)
+	if err == nil && o.own != "" && !executable(filepath.Join(bin, o.own)) {
+		bin, major, err = find(15)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,3 +113,9 @@ func (c *Cluster) LSN() string {
 	return Value[string](c, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
 		ELSE pg_current_wal_insert_lsn() END)::text`)
 }
+
+// ServerNum is the server's server_version_num, as 170012.
+func (c *Cluster) ServerNum() int {
+	c.t.Helper()
+	return Value[int](c, "SELECT current_setting('server_version_num')::int")
+}
