@@ -30,9 +30,13 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":     wantCode,
-			"flip":     flipByte,
-			"postgres": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Setenv("PG", pgtest.Start(t).DSN("postgres")) },
+			"code": wantCode,
+			"flip": flipByte,
+			"postgres": func(ts *testscript.TestScript, _ bool, _ []string) {
+				c := pgtest.Start(t)
+				ts.Setenv("PG", c.DSN("postgres"))
+				ts.Setenv("PGBIN", c.BinDir())
+			},
 		},
 	})
 }

@@ -92,7 +92,7 @@ func conflict(t *testing.T, conn *pgx.Conn, seed uint64) {
 // Whatever happened to live: a project is put back as the copy has it and nobody
 // else notices, or nothing happens at all.
 func TestAProjectIsPutBackOrNothingHappens(t *testing.T) {
-	pg := pgtest.Start(t)
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
 	const key, mark, histories = "A'1", "canary", 16
 	put, refused := 0, 0
 	for seed := range uint64(histories) {

@@ -57,7 +57,7 @@ func (p *putting) merge() (Merged, error) {
 }
 
 func TestMasksMayNameWhatOneProjectLacks(t *testing.T) {
-	p := besides(t, pgtest.Start(t), `CREATE TABLE app.country (code text PRIMARY KEY, name text); INSERT INTO app.country VALUES ('at', 'Austria');
+	p := besides(t, pgtest.Start(t, pgtest.WithOwn("pg_dump")), `CREATE TABLE app.country (code text PRIMARY KEY, name text); INSERT INTO app.country VALUES ('at', 'Austria');
 		CREATE TABLE app.region (code text PRIMARY KEY, name text) PARTITION BY LIST (code); CREATE TABLE app.region_eu PARTITION OF app.region DEFAULT;
 		INSERT INTO app.region VALUES ('eu', 'Europe'); ALTER TABLE app.country ADD region text REFERENCES app.region;
 		UPDATE app.country SET region = 'eu';
@@ -76,7 +76,7 @@ func TestMasksMayNameWhatOneProjectLacks(t *testing.T) {
 }
 
 func TestPuttingBack(t *testing.T) {
-	pg := pgtest.Start(t)
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
 	for name, test := range map[string]func(*testing.T, *pgtest.Cluster){
 		"a materialized view that cannot be renewed stays as it is": testStaleView,
 		"sequences go forward, never back, and only with the rows":  testSequences,

@@ -150,7 +150,7 @@ func byTable(counts []catalog.Count) []catalog.Count {
 }
 
 func TestRowsOfAProject(t *testing.T) {
-	pg := pgtest.Start(t, pgtest.WithSetting("autovacuum", "off"))
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"), pgtest.WithSetting("autovacuum", "off"))
 	for name, test := range map[string]func(*testing.T, *pgtest.Cluster){
 		"registry lists projects and cannot write":                  testProjects,
 		"count follows every foreign key and changes nothing":       testCount,

@@ -233,7 +233,7 @@ func TestPgControlIsLast(t *testing.T) {
 
 // The layout is what the server's own base backup has, file by file.
 func TestScanListsWhatTheServersBaseBackupHolds(t *testing.T) {
-	c := pgtest.Start(t)
+	c := pgtest.Start(t, pgtest.WithOwn("pg_basebackup"))
 	c.Exec("CREATE TABLE a AS SELECT g FROM generate_series(1, 1000) g")
 	c.Exec("CREATE UNLOGGED TABLE b AS SELECT 1 AS x")
 	c.Exec("CHECKPOINT")

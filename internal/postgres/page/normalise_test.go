@@ -176,7 +176,7 @@ func sound(t *testing.T, c *pgtest.Cluster) {
 			t.Errorf("amcheck found %d faults in heaps", n)
 		}
 	}
-	if c.Major == 15 {
+	if c.HasOwn("pg_dumpall") {
 		c.Run("pg_dumpall", "-h", c.SocketDir, "-p", fmt.Sprint(c.Port), "-U", "postgres", "-f", filepath.Join(c.Mkdir("dump"), "all.sql"))
 	}
 	c.Exec("SET enable_seqscan = off")

@@ -331,7 +331,7 @@ func TestCrashIsSeenWithItsLog(t *testing.T) {
 }
 
 func TestProgramsRunInTheRoom(t *testing.T) {
-	cfg, _ := copyOf(t)
+	cfg, _ := copyOf(t, pgtest.WithOwn("pg_dump"))
 	s := begin(t, cfg)
 	var out strings.Builder
 	if err := s.Run(deadline(t), &out, "pg_dump", "-t", "t", "postgres"); err != nil || !strings.Contains(out.String(), "COPY public.t") {
