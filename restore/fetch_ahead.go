@@ -65,7 +65,7 @@ func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.S
 			return errors.Join(err, group.Wait())
 		}
 		group.Go(func() error {
-			return spool.Put(s, func(path string) (sum string, err error) { return writeWAL(gctx, r, file, path) })
+			return spool.Put(s, func(path string) error { return writeWAL(gctx, r, file, path) })
 		})
 	}
 	return group.Wait()

@@ -45,7 +45,7 @@ func FetchByName(ctx context.Context, r Repo, cluster, name, dest string) (code 
 		return ExitDoubt, err
 	}
 	tmp := dest + ".holdfast"
-	if _, err := writeWAL(ctx, r, file, tmp); err != nil {
+	if err := writeWAL(ctx, r, file, tmp); err != nil {
 		return ExitDoubt, errors.Join(err, remove(tmp))
 	}
 	// PostgreSQL makes sure of what it keeps, and asks again after a crash.

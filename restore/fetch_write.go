@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 
@@ -14,50 +13,37 @@ import (
 )
 
 // writeWAL fetches a file's parts and writes them to path as they are decoded, frame
-// by frame; sum is the SHA-256 of the file. After an error path may hold anything:
-// digests are compared when all of a part was read.
-func writeWAL(ctx context.Context, r Repo, file File, path string) (sum string, err error) {
+// by frame. After an error path may hold anything: digests are compared when all of a
+// part was read.
+func writeWAL(ctx context.Context, r Repo, file File, path string) (err error) {
 	out, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	w := &wholeFile{out: out}
-	if len(file.Parts) != 1 || file.Parts[0].Len != file.Size {
-		w.sum = sha256.New() // a part that is all of it tells the sum
-	}
 	for _, p := range file.Parts {
 		sealed, err := r.Reader.Get(ctx, p.Object.Name, p.Object.Size, p.Object.SHA256)
 		if err != nil {
-			return "", err
+			return err
 		}
 		if err := w.part(p, sealed, r); err != nil {
-			return "", fmt.Errorf("opening %s: %w", p.Object.Name, err)
+			return fmt.Errorf("opening %s: %w", p.Object.Name, err)
 		}
 	}
 	if w.size > file.Size {
-		return "", fmt.Errorf("%s: its parts have %d bytes, want %d", file.Name, w.size, file.Size)
+		return fmt.Errorf("%s: its parts have %d bytes, want %d", file.Name, w.size, file.Size)
 	}
-	if err := w.write(make([]byte, file.Size-w.size)); err != nil {
-		return "", err
-	}
-	if w.sum == nil {
-		return file.Parts[0].Raw, nil
-	}
-	return hex.EncodeToString(w.sum.Sum(nil)), nil
+	return w.write(make([]byte, file.Size-w.size))
 }
 
 // wholeFile is a file in the making.
 type wholeFile struct {
 	out  io.Writer
-	sum  hash.Hash // nil: not asked for
 	size int64
 }
 
 func (w *wholeFile) write(b []byte) error {
-	if w.sum != nil {
-		w.sum.Write(b)
-	}
 	n, err := w.out.Write(b)
 	w.size += int64(n)
 	return err

@@ -11,7 +11,6 @@ import (
 	"os"
 
 	_ "github.com/holdfast-dr/holdfast/cmd/holdfast/early" // ends here when archive_command is all there is to do
-	_ "github.com/holdfast-dr/holdfast/cmd/holdfast/early/ahead"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

@@ -12,10 +12,14 @@ import (
 	"os"
 
 	"github.com/holdfast-dr/holdfast/internal/thin"
+	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
 )
 
 func init() {
 	if code, done := thin.Main(os.Args[1:], os.Stderr); done {
+		os.Exit(code)
+	}
+	if code, done := ahead.Main(os.Args[1:]); done {
 		os.Exit(code)
 	}
 }

@@ -43,7 +43,7 @@ func spooled(c thin.Command) bool {
 		filling := spool.filling() // looked at first: what it put is seen below
 		left, ok := spool.take(name, dest)
 		if ok {
-			if left <= n/2 && !filling {
+			if left <= n/4 && !filling {
 				_ = StartFill(c.Flags["config"], c.Flags["cluster"], c.Flags["identity"], n, name, dest) // the next fetch tries again
 			}
 			return true

@@ -1,20 +1,19 @@
 package ahead
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
 // Spool is the directory beside a standby's WAL into which segments are fetched
-// before recovery asks for them. A segment is a file named by it and the SHA-256 of
-// its bytes: those are compared when it is taken, so a crash needs no repair. One
-// process fills it at a time.
+// before recovery asks for them. A segment is a file, durable before it has its name:
+// the segment's and the stamp by which whoever takes it tells that nobody wrote to it
+// since. So it is not read again, and a crash needs no repair. One process fills it at
+// a time.
 type Spool struct{ Dir string }
 
 // recovering is what PostgreSQL calls the segment that it asks restore_command for.
@@ -38,7 +37,7 @@ func SpoolFor(name, dest string) (Spool, bool) {
 func (s Spool) path(name string) string { return s.Dir + "/" + name }
 
 // entry is a segment in the spool.
-type entry struct{ name, sum, path string }
+type entry struct{ name, stamp, path string }
 
 func (s Spool) entries() (list []entry) {
 	files, err := os.ReadDir(s.Dir)
@@ -46,9 +45,9 @@ func (s Spool) entries() (list []entry) {
 		return nil
 	}
 	for _, f := range files {
-		name, sum, ok := strings.Cut(f.Name(), ".")
-		if ok && isSegment(name) && len(sum) == 2*sha256.Size {
-			list = append(list, entry{name, sum, s.path(f.Name())})
+		name, stamp, ok := strings.Cut(f.Name(), ".")
+		if ok && isSegment(name) {
+			list = append(list, entry{name, stamp, s.path(f.Name())})
 		}
 	}
 	return list
@@ -64,13 +63,13 @@ func (s Spool) Has(name string) bool {
 	return false
 }
 
-// take moves a segment to dest, if it is there and its bytes are those that were
-// fetched; left is how many that follow it are there.
+// take moves a segment to dest, if it is there as it was fetched; left is how many that
+// follow it are there.
 func (s Spool) take(name, dest string) (left int, ok bool) {
 	for _, e := range s.entries() {
 		switch {
 		case e.name == name:
-			ok = moveChecked(e, dest)
+			ok = e.move(dest)
 		case e.name[:8] == name[:8] && e.name > name:
 			left++
 		}
@@ -78,40 +77,49 @@ func (s Spool) take(name, dest string) (left int, ok bool) {
 	return left, ok
 }
 
-func moveChecked(e entry, dest string) bool {
-	if sum, err := sumOf(e.path); err != nil || sum != e.sum {
+func (e entry) move(dest string) bool {
+	if stampOf(e.path) != e.stamp {
 		os.Remove(e.path)
 		return false
 	}
 	return os.Rename(e.path, dest) == nil
 }
 
-// sumOf reads a file in pieces: memory for all of it would cost more than its SHA-256.
-func sumOf(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
+// stampOf tells by what a rename leaves alone and a write does not that a file is the
+// one that was written: its inode, size and time of change.
+func stampOf(path string) string {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(path, &st); err != nil {
+		return ""
 	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10)); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return strconv.FormatUint(st.Ino, 10) + "-" + strconv.FormatInt(st.Size, 10) + "-" + strconv.FormatInt(syscall.TimespecToNsec(st.Mtim), 10)
 }
 
-// Put keeps a segment that write makes in a file, whose SHA-256 it says.
-func (s Spool) Put(name string, write func(path string) (sum string, err error)) error {
+// Put keeps a segment that write makes in a file.
+func (s Spool) Put(name string, write func(path string) error) error {
 	tmp := s.path("tmp-" + name)
-	sum, err := write(tmp)
+	err := write(tmp)
 	if err == nil {
-		err = os.Rename(tmp, s.path(name+"."+sum))
+		err = sync(tmp)
+	}
+	if err == nil {
+		err = os.Rename(tmp, s.path(name+"."+stampOf(tmp)))
 	}
 	if err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("fetching %s ahead: %w", name, err)
 	}
 	return nil
+}
+
+// sync makes a file's bytes durable.
+func sync(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return syscall.Fdatasync(int(f.Fd()))
 }
 
 // Clear removes all but the segments that keep wants, and what is older than an age.
