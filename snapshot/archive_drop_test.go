@@ -15,7 +15,8 @@ func TestWALIsDroppedByAnOrderAloneAndTheGapIsRecordedFirst(t *testing.T) {
 	pg := walServer(t)
 	var before lsn.LSN
 	gaps := make(chan Gap, 1)
-	d := r.archive(pg, "s", func(c *ArchiveConfig, _ *WALWriter) {
+	d := r.archive(pg, "s", func(c *ArchiveConfig, w *WALWriter) {
+		w.spool.quota.most = 1 // one part: of what is received no more has room
 		c.OnGap = func(ctx context.Context, g Gap) error {
 			if at := flushedOnServer(t, pg); at > before {
 				t.Errorf("the server was told to forget WAL to %s before the gap was recorded", at)
