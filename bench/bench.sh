@@ -25,6 +25,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 chmod 755 "$work"
 install -m 755 "$holdfast" "$work/holdfast" # where the user who runs PostgreSQL can reach it
+install -m 755 "$(dirname "$holdfast")/holdfast-wal" "$work/holdfast-wal"
 export HOLDFAST=$work/holdfast
 
 busy() { awk '{ print $1 }' /proc/loadavg; }

@@ -15,7 +15,7 @@ keep=; [ "${1:-}" = --keep ] && keep=1
 unset "${!PG@}" # what the caller's own PostgreSQL is called is none of the demo's business
 began=$(date +%s)
 die() { echo "demo: $*" >&2; exit 1; }
-[ -x "$here/bin/holdfast" ] && [ -x "$here/bin/sqlrun" ] || die "bin/holdfast and bin/sqlrun are not built: run it by \`make demo\`"
+[ -x "$here/bin/holdfast" ] && [ -x "$here/bin/holdfast-wal" ] && [ -x "$here/bin/sqlrun" ] || die "bin/holdfast, bin/holdfast-wal and bin/sqlrun are not built: run it by \`make demo\`"
 bin=$(pg_bin) || die "no PostgreSQL was found: \`make deps\` installs one, or name its programs' directory by HOLDFAST_DEMO_PG=DIR"
 root=; [ "$(id -u)" = 0 ] && root=1
 [ -z "$root" ] || id postgres >/dev/null 2>&1 || die "PostgreSQL refuses to run as root, and there is no user postgres: \`useradd --system postgres\`, or run this as an ordinary user"
@@ -92,7 +92,7 @@ trap 'exit 130' INT TERM
 chmod 755 "$work"
 mkdir -p "$work"/{bin,pg,zones/{a,b,c},keys,db,drill/rooms,restores}
 [ -z "$root" ] || chown postgres "$work/pg" "$work/restores"
-cp "$here/bin/holdfast" "$here/bin/sqlrun" "$work/bin/"
+cp "$here"/bin/{holdfast,holdfast-wal,sqlrun} "$work/bin/"
 if ! as test -x "$bin/postgres"; then # a checkout where the user postgres may not look
   cp -a "${bin%/bin}" "$work/pgsql"; bin=$work/pgsql/bin
 fi

@@ -27,7 +27,7 @@ type Options struct {
 	Binaries   string // PostgreSQL's programs, with {major}; "" is Debian's place
 	User       string // who runs them when we are root; "" is postgres
 	Role       string // a superuser of the cluster; "" is postgres
-	Program    string // this binary, for restore_command
+	Program    string // holdfast or holdfast-wal, for restore_command
 	Workers    int    // packs fetched at a time (2)
 	Replay     Replayer
 	Quarantine bool // where the set of tombstones is not known whole: go on, and open to superusers only

@@ -67,9 +67,11 @@ into() { echo "--identity $BENCH_DIR/data --binaries $PGBIN"; }
 restore_full() { echo "$(hf) --quiet restore run bench --to $1 --fetch-only $(into)"; }
 restore_delta() { echo "$(restore_full "$1") --delta"; }
 restore_replay() { echo "$(hf) --quiet restore resume $1 $(into)"; }
-wal_push() { echo "$(hf) wal push $1"; }
+# What PostgreSQL starts for each segment is the small program, where it lies beside the other.
+small() { [ -x "$HOLDFAST-wal" ] && echo "$HOLDFAST-wal --config $BENCH_DIR/holdfast.yaml" || hf; }
+wal_push() { echo "$(small) wal push $1"; }
 wal_push_async() { wal_push "$1"; }
-wal_get() { echo "$(hf) wal fetch --identity $BENCH_DIR/data --prefetch 0 $1 $2"; }
-wal_get_async() { echo "$(hf) wal fetch --identity $BENCH_DIR/data $1 $2"; }
+wal_get() { echo "$(small) wal fetch --identity $BENCH_DIR/data --prefetch 0 $1 $2"; }
+wal_get_async() { echo "$(small) wal fetch --identity $BENCH_DIR/data $1 $2"; }
 sync_standby() { echo holdfast; }
 teardown() { echo "kill \$(cat $BENCH_DIR/pid) && for i in \$(seq 100); do kill -0 \$(cat $BENCH_DIR/pid) 2>/dev/null || break; sleep 0.1; done; psql -Xqc \"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '$(slot)'\""; }

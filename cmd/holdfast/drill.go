@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/holdfast-dr/holdfast/drills"
 	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/server"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/restore"
 	"github.com/holdfast-dr/holdfast/scheduler"
 )
@@ -108,13 +108,13 @@ func (n *node) drillDeps(ctx context.Context, env configs.Environment) (drills.D
 		}
 		repo.Data = ids
 	}
-	self, err := os.Executable()
+	program, err := thin.Small()
 	if err != nil {
 		return drills.Deps{}, fmt.Errorf("finding this program: %w", err)
 	}
 	return drills.Deps{
 		Repo: repo, Log: n.ledger, Proofs: drills.SignedProofs{Signer: n.signer, Store: n.vault.Writer()}, Incidents: n.incidents,
-		Replay: n.replayer(repo.Data), Digests: n.digestsBy(repo.Data), Program: self, Workers: n.cfg.Node.Limits.Workers, Actor: actor(ctx), Now: n.now,
+		Replay: n.replayer(repo.Data), Digests: n.digestsBy(repo.Data), Program: program, Workers: n.cfg.Node.Limits.Workers, Actor: actor(ctx), Now: n.now,
 	}, nil
 }
 

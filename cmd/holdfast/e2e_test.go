@@ -53,7 +53,7 @@ func program(t *testing.T) string {
 		if built.dir, built.err = os.MkdirTemp("/tmp", "hfprog"); built.err != nil {
 			return
 		}
-		cmd := exec.Command("go", "build", "-o", filepath.Join(built.dir, "holdfast"), ".")
+		cmd := exec.Command("go", "build", "-o", built.dir+"/", ".", "../holdfast-wal")
 		out, err := cmd.CombinedOutput()
 		if err = errors.Join(err, os.Chmod(built.dir, 0o755)); err != nil {
 			built.err = fmt.Errorf("building holdfast: %w: %s", err, out)

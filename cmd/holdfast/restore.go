@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/internal/thin"
 	"github.com/holdfast-dr/holdfast/restore"
 )
 
@@ -258,7 +258,7 @@ func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, c
 	if err := w.mayHold(ctx, cluster, here, where); err != nil {
 		return restore.Options{}, err
 	}
-	self, err := os.Executable()
+	program, err := thin.Small()
 	if err != nil {
 		return restore.Options{}, fmt.Errorf("finding this program: %w", err)
 	}
@@ -267,7 +267,7 @@ func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, c
 		return restore.Options{}, fmt.Errorf("asking when this process began: %w", err)
 	}
 	return restore.Options{
-		To: to, Process: &process, Binaries: t.binaries, User: t.user, Program: self, Workers: max(2, w.cfg.Node.Limits.Workers),
+		To: to, Process: &process, Binaries: t.binaries, User: t.user, Program: program, Workers: max(2, w.cfg.Node.Limits.Workers),
 		Replay: w.replayer(repo.Data), Quarantine: t.quarantine,
 		Digests: w.digestsBy(repo.Data),
 	}, nil

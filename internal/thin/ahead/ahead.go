@@ -57,7 +57,7 @@ func spooled(c thin.Command) bool {
 // StartFill starts a process that fetches the n segments behind name into the
 // spool beside dest, and does not wait for it. It ends by itself.
 func StartFill(config, cluster, identity string, n int, name, dest string) error {
-	program, err := os.Executable()
+	program, err := thin.Whole()
 	if err != nil {
 		return err
 	}

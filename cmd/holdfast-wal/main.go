@@ -1,0 +1,32 @@
+// Command holdfast-wal is `holdfast wal push` and `holdfast wal fetch` for
+// archive_command and restore_command, with the arguments of holdfast, in a program
+// that starts as fast as one can: PostgreSQL starts it once for each segment. It
+// finishes what goes well where somebody answers (see package thin) or a segment was
+// fetched ahead. It never judges: whatever else is asked or happens, holdfast beside it
+// takes its place, with its checks, messages and exit codes.
+package main
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/holdfast-dr/holdfast/internal/thin"
+	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
+)
+
+func main() {
+	args := os.Args[1:]
+	if code, done := thin.Main(args, os.Stderr); done {
+		os.Exit(code)
+	}
+	if code, done := ahead.Main(args); done {
+		os.Exit(code)
+	}
+	program, err := thin.Whole()
+	if err == nil {
+		err = syscall.Exec(program, append([]string{program}, args...), os.Environ())
+	}
+	fmt.Fprintf(os.Stderr, "holdfast-wal: running %s, which must lie beside it: %v\n", program, err)
+	os.Exit(thin.Doubt(args))
+}
