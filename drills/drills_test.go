@@ -120,6 +120,9 @@ func TestADrillPassesForEverySelector(t *testing.T) {
 	}
 	proofs := must[catalog.Notes[catalog.Proof]](t)(w.repo().Catalog.Proofs(t.Context(), "cms"))
 	for _, p := range proofs.Bodies() {
+		if p.RTO == nil || *p.RTO <= 0 {
+			t.Errorf("the proof of %s does not say how long it took", p.Snapshot)
+		}
 		if !proven[p.Snapshot] || p.Level != "L8" || p.Outcome != drills.Pass || p.Origin != w.log.Origin() {
 			t.Errorf("proof: %+v", p)
 		}

@@ -88,6 +88,7 @@ func (r *run) prove(ctx context.Context) error {
 	err := r.deps.Proofs.Prove(ctx, catalog.Proof{
 		Drill: r.rec.ID, Cluster: r.def.Cluster, Snapshot: r.rec.Snapshot, Zone: r.def.Zone, Level: r.rec.Level,
 		Outcome: r.rec.Outcome.Outcome, At: r.rec.FinishedAt, Origin: r.rec.Ledger.Origin, Index: r.rec.Ledger.Index,
+		RTO: r.rec.RTO.Measured,
 	})
 	if err != nil {
 		return fmt.Errorf("keeping the proof of snapshot %s: %w", r.rec.Snapshot, err)

@@ -141,7 +141,7 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 	if err != nil {
 		return c, err
 	}
-	c.LastProof = newestProof(proofs.Bodies())
+	c.LastProof, c.RTO.Measured = newestProof(proofs.Bodies())
 	holds, err := w.catalog.Holds(ctx, name)
 	if err != nil {
 		return c, err
@@ -173,14 +173,15 @@ func (w *world) kept(cluster string, list []catalog.Snapshot) keptDoc {
 	return doc
 }
 
-func newestProof(list []catalog.Proof) *proofRef {
-	var best *proofRef
+// newestProof is the newest of them that proves something, and the recovery time that was
+// measured with it.
+func newestProof(list []catalog.Proof) (best *proofRef, rto *float64) {
 	for _, p := range list {
 		if proves(p) && (best == nil || p.At.After(best.At)) {
-			best = &proofRef{p.Drill, p.Snapshot, p.At.UTC(), p.Level, p.Outcome}
+			best, rto = &proofRef{p.Drill, p.Snapshot, p.At.UTC(), p.Level, p.Outcome}, p.RTO
 		}
 	}
-	return best
+	return best, rto
 }
 
 // statusNow is the daemon's status.
@@ -222,6 +223,9 @@ func (d *statusDoc) judge() {
 		if o, m := c.RPO.Objective, c.RPO.Measured; o != nil && m != nil && *m > *o {
 			c.Missed = append(c.Missed, fmt.Sprintf("RPO: %.0f s would be lost now, the objective is %.0f s", *m, *o))
 		}
+		if o, m := c.RTO.Objective, c.RTO.Measured; o != nil && m != nil && *m > *o {
+			c.Missed = append(c.Missed, fmt.Sprintf("RTO: the last proof took %.0f s, the objective is %.0f s", *m, *o))
+		}
 		if c.LastSnapshot == nil {
 			c.Missed = append(c.Missed, "there is no snapshot")
 		}
@@ -233,7 +237,7 @@ func (d statusDoc) text(w io.Writer) {
 	for _, c := range d.Clusters {
 		fmt.Fprintf(w, "%s\n  restorable     %s to %s\n", c.Name, clock(c.Window.From), clock(c.Window.To))
 		fmt.Fprintf(w, "  RPO            %s (objective %s)\n", c.RPO.text(c.RPO.Measured), c.RPO.text(c.RPO.Objective))
-		fmt.Fprintf(w, "  RTO            objective %s\n", c.RTO.text(c.RTO.Objective))
+		fmt.Fprintf(w, "  RTO            %s in the last proof (objective %s)\n", c.RTO.text(c.RTO.Measured), c.RTO.text(c.RTO.Objective))
 		if s := c.LastSnapshot; s != nil {
 			fmt.Fprintf(w, "  last snapshot  %s, %s; %s were made for it, it needs %s\n", s.ID, ago(s.FinishedAt, d.At), size(s.NewBytes), size(s.StoredSize))
 		} else {

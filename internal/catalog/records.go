@@ -280,4 +280,7 @@ type Proof struct {
 	At       time.Time `json:"at"`
 	Origin   string    `json:"origin"`
 	Index    int64     `json:"index"`
+	// RTO is how long the drill took from its plan until the copy answered, in seconds;
+	// nil when it was not measured.
+	RTO *float64 `json:"rto_seconds,omitempty"`
 }
