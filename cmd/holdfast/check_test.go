@@ -78,7 +78,7 @@ func TestEachFaultOfAServerIsToldWithItsRemedy(t *testing.T) {
 		{"away", "cluster cms", levelFail, "refused", func(_ *configs.Cluster, s *serverState) { s.err = errors.New("connection refused") }},
 		{"too old", "cluster cms", levelFail, "14 to 18", func(_ *configs.Cluster, s *serverState) { s.facts.Major = 13 }},
 		{"too new", "cluster cms", levelFail, "14 to 18", func(_ *configs.Cluster, s *serverState) { s.facts.Major = 19 }},
-		{"clock", "cluster cms clock", levelWarn, "1m0s", func(_ *configs.Cluster, s *serverState) { s.skew = time.Minute }},
+		{"clock", "cluster cms clock", levelWarn, "1m", func(_ *configs.Cluster, s *serverState) { s.skew = time.Minute }},
 		{"no replication", "cluster cms role", levelFail, "REPLICATION", func(_ *configs.Cluster, s *serverState) { s.repl = false }},
 		{"no monitor", "cluster cms role", levelFail, "pg_monitor", func(_ *configs.Cluster, s *serverState) { s.monitor = false }},
 		{"no backup functions", "cluster cms role", levelFail, "pg_backup_start", func(c *configs.Cluster, s *serverState) { c.Snapshots.Source, s.start = "files", false }},

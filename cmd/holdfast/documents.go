@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -47,9 +48,27 @@ func span(d time.Duration) string {
 	case d < time.Minute:
 		return d.Round(100 * time.Millisecond).String()
 	case d < 48*time.Hour:
-		return d.Round(time.Second).String()
+		text := d.Round(time.Second).String()
+		if whole, ok := strings.CutSuffix(text, "m0s"); ok {
+			text = whole + "m"
+		}
+		if whole, ok := strings.CutSuffix(text, "h0m"); ok {
+			text = whole + "h"
+		}
+		return text
 	}
-	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+	if hours := int(d.Hours()) % 24; hours > 0 {
+		return fmt.Sprintf("%dd%dh", int(d.Hours())/24, hours)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours())/24)
+}
+
+// either is a word for yes or one for no.
+func either(is bool, yes, no string) string {
+	if is {
+		return yes
+	}
+	return no
 }
 
 // size is a number of bytes for people.

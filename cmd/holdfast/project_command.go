@@ -77,7 +77,7 @@ func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive
 	return e.print(doc, func(out io.Writer) {
 		fmt.Fprintf(out, "tombstone %s: no restore brings it back from now on; by %s no zone holds a copy\n", doc.Tombstone, clock(doc.Deadline))
 		for _, c := range doc.InLive {
-			fmt.Fprintf(out, "  deleted in live: %d rows of %s\n", c.Rows, c.Table)
+			fmt.Fprintf(out, "  deleted in live: %s of %s\n", count(int(c.Rows), "row"), c.Table)
 		}
 		for _, h := range doc.Suspended {
 			fmt.Fprintln(out, "SUSPENDED by", h)

@@ -108,7 +108,7 @@ func reportText(out io.Writer, list []retentionReport) error {
 			fmt.Fprintf(out, "hold %s on %s since %s, review by %s: keeps %s\n", h.ID, h.about(), clock(h.PlacedAt), clock(h.ReviewBy), strings.Join(h.Keeps, " "))
 		}
 		for _, z := range d.Residency.Zones {
-			fmt.Fprintf(out, "zone %s (%s): allowed %v, %d versions\n", z.Zone, z.Jurisdiction, z.Allowed, z.Versions)
+			fmt.Fprintf(out, "zone %s (%s): %s, %s\n", z.Zone, z.Jurisdiction, either(z.Allowed, "allowed", "NOT ALLOWED"), count(int(z.Versions), "version"))
 		}
 		fmt.Fprintf(out, "purges: %d requested, %d absent from live, %d certified, %d overdue\n", d.Purges.Requested, d.Purges.Absent, d.Purges.Certified, len(d.Purges.Overdue))
 		for _, n := range d.NotAssessed {

@@ -37,3 +37,14 @@ func TestStatusHoldsTheLastProofAgainstTheObjective(t *testing.T) {
 		t.Errorf("from nothing: %v, %v", proof, rto)
 	}
 }
+
+func TestASpanIsToldInItsLargestUnits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 1234 * time.Millisecond: "1.2s", time.Minute: "1m", 10 * time.Minute: "10m", 90 * time.Second: "1m30s", time.Hour: "1h",
+		70 * time.Minute: "1h10m", time.Hour + time.Second: "1h0m1s", 24 * time.Hour: "24h", 7 * 24 * time.Hour: "7d", 50 * time.Hour: "2d2h",
+	} {
+		if got := span(d); got != want {
+			t.Errorf("%s: %q, want %q", d, got, want)
+		}
+	}
+}

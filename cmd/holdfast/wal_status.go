@@ -225,7 +225,7 @@ func (d walDoc) text(w io.Writer) {
 			fmt.Fprintf(w, "  would lose now: %s\n", lossText(c.RPO))
 		}
 		if a := c.Archiving; a != nil {
-			fmt.Fprintf(w, "  archiving: durable to %s, server at %s, %s behind, connected %v %s\n", a.Durable, a.ServerEnd, size(a.Behind), a.Connected, a.Err)
+			fmt.Fprintf(w, "  archiving: durable to %s, server at %s, %s behind, %s%s\n", a.Durable, a.ServerEnd, size(a.Behind), either(a.Connected, "connected", "NOT CONNECTED"), after(": ", a.Err))
 			a.Spool.text(w)
 			for _, s := range a.Slots {
 				fmt.Fprintf(w, "  slot on %s: %s\n", s.Host, s.words())
