@@ -291,6 +291,28 @@ func concerns(h catalog.Hold, t catalog.Tombstone) bool {
 	return h.Kind == catalog.HoldProject && h.KeyMAC == t.KeyMAC && h.DigestEpoch == t.DigestEpoch
 }
 
+// OnHold is what holds in force keep.
+type OnHold struct {
+	Snapshots map[string][]string // ids of holds, by snapshot
+	WAL       func(catalog.WAL) bool
+}
+
+// OnHold tells what holds keep, snapshots and WAL.
+func (k *Keeper) OnHold(ctx context.Context) (OnHold, error) {
+	none := OnHold{WAL: func(catalog.WAL) bool { return false }}
+	holds, err := k.Catalog.Holds(ctx, k.Cluster)
+	if err != nil || len(holds.InForce()) == 0 {
+		return none, err
+	}
+	in, err := k.Gather(ctx)
+	if err != nil {
+		return none, err
+	}
+	p := newPlanner(in)
+	p.keepHolds()
+	return OnHold{p.held, func(w catalog.WAL) bool { return len(p.spanReasons(w.SystemID, w.Timeline, w.From, w.To)) > 0 }}, nil
+}
+
 // Held tells, by snapshot, which holds keep it.
 func (k *Keeper) Held(ctx context.Context) (map[string][]string, error) {
 	holds, err := k.Catalog.Holds(ctx, k.Cluster)

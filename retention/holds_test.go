@@ -196,6 +196,38 @@ func TestAHoldSparesWhatWasMarkedAndIsThere(t *testing.T) {
 	}
 }
 
+// What is on hold is known by snapshot and, of a span, by the WAL.
+func TestWhatIsOnHoldIsToldForAsLongAsItLasts(t *testing.T) {
+	r := newRig(t, keepTwo)
+	r.takeAll(9, 8, 1, 0)
+	wal := func(ago time.Duration) catalog.WAL {
+		return catalog.WAL{SystemID: "sys", Timeline: 1, From: place(ago), To: place(ago) + 1}
+	}
+	during, after := wal(9*day-time.Hour), wal(7*day)
+	tell := func() (snapshots int, held, free bool) {
+		on, err := r.keeper.OnHold(t.Context())
+		noErr(t, err)
+		inv, err := r.keeper.Inventory(t.Context())
+		noErr(t, err)
+		if kept := slices.ContainsFunc(inv.Holdings, func(h Holding) bool { return slices.ContainsFunc(h.Sample, h.KeptByHold) }); kept != (len(on.Snapshots) > 0) {
+			t.Errorf("the inventory shows objects on hold: %v, with %d snapshots on hold", kept, len(on.Snapshots))
+		}
+		return len(on.Snapshots), on.WAL(during), on.WAL(after)
+	}
+	if n, held, free := tell(); n != 0 || held || free {
+		t.Errorf("without a hold: %d snapshots, WAL %v, %v", n, held, free)
+	}
+	h := r.hold(catalog.Hold{Kind: catalog.HoldSpan, From: noon.Add(-9*day + time.Hour), To: noon.Add(-9*day + 2*time.Hour)})
+	if n, held, free := tell(); n != 1 || !held || free {
+		t.Errorf("on hold: %d snapshots, WAL of the span %v, behind the next snapshot %v", n, held, free)
+	}
+	_, err := r.keeper.Release(t.Context(), catalog.Released{Hold: h.ID, Reason: "closed", By: "legal"})
+	noErr(t, err)
+	if n, held, free := tell(); n != 0 || held || free {
+		t.Errorf("released: %d snapshots, WAL %v, %v", n, held, free)
+	}
+}
+
 func TestAHoldThatCannotBeBelievedStopsEveryRemoval(t *testing.T) {
 	r := newRig(t, keepTwo)
 	r.takeAll(9, 8, 1, 0)

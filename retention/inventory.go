@@ -35,7 +35,12 @@ type Holding struct {
 	OnHold       int64     `json:"on_hold"`           // versions beyond it that one keeps
 	Because      []string  `json:"because,omitempty"` // of the holds
 	Sample       []string  `json:"sample,omitempty"`  // names, the oldest and the newest among them, the rest evenly
+
+	held []string // of the sample
 }
+
+// KeptByHold says whether a hold keeps an object of the sample: its lock goes on with it.
+func (h Holding) KeptByHold(name string) bool { return slices.Contains(h.held, name) }
 
 // Inventory is what the zones hold of a cluster.
 type Inventory struct {
@@ -120,6 +125,11 @@ func (k *Keeper) holding(z, class string, objects []zone.Object, c *copies) Hold
 	}
 	h.Names = int64(len(names))
 	h.sample(sortedKeys(names))
+	for _, name := range h.Sample {
+		if len(c.holdsOn(name)) > 0 {
+			h.held = append(h.held, name)
+		}
+	}
 	return h
 }
 

@@ -90,13 +90,18 @@ func (w *world) holdDoc(h catalog.Hold) holdDoc {
 
 // held tells, by snapshot, which holds keep it.
 func (w *world) held(ctx context.Context, cluster string) (map[string][]string, error) {
+	return w.asker(cluster).Held(ctx)
+}
+
+// asker is a keeper that answers and changes nothing.
+func (w *world) asker(cluster string) *retention.Keeper {
 	k := &retention.Keeper{Cluster: cluster, Catalog: w.catalog, Store: w.vault.Writer(), Index: w.index, Now: w.now, State: w.state("retention-" + cluster + ".json")}
 	for _, c := range w.cfg.Clusters {
 		if c.Name == cluster {
 			k.Policy = policyOf(c.Retention)
 		}
 	}
-	return k.Held(ctx)
+	return k
 }
 
 func (w *world) holdList(ctx context.Context, in clusterQuery) (holdsDoc, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/zone"
+	"github.com/holdfast-dr/holdfast/retention"
 )
 
 // locks says whether any zone that a cluster may use locks.
@@ -94,23 +95,26 @@ func (l lockEnds) add(name string, e lockEnd) {
 // lockPlan says until when what a cluster's snapshots need must be locked: to the
 // floor of each that names it; that of the window's base until the next one has gone
 // out of the window; that of the newest, which never goes, for a window from now on.
-// Never past the ceiling.
+// Never past the ceiling, but for what a hold keeps: that is locked for the longest of
+// these from now on, for as long as the hold lasts.
 type lockPlan struct {
 	ends  lockEnds
 	snaps []catalog.Snapshot
 	by    map[string]lockEnd // snapshots, by id
 	span  time.Duration
 	now   time.Time
+	held  retention.OnHold
+	hold  lockEnd // of what is on hold
 }
 
-func (w *world) lockPlan(cluster string, snaps []catalog.Snapshot, ends lockEnds) *lockPlan {
-	p := &lockPlan{by: map[string]lockEnd{}, snaps: slices.Clone(snaps), now: w.now()}
+func (w *world) lockPlan(cluster string, snaps []catalog.Snapshot, held retention.OnHold, ends lockEnds) *lockPlan {
+	p := &lockPlan{by: map[string]lockEnd{}, snaps: slices.Clone(snaps), now: w.now(), held: held}
 	i := slices.IndexFunc(w.cfg.Clusters, func(c configs.Cluster) bool { return c.Name == cluster })
 	if ends == nil || i < 0 {
 		return p
 	}
 	r := w.cfg.Clusters[i].Retention
-	p.ends, p.span = ends, r.Window.Std()
+	p.ends, p.span, p.hold = ends, r.Window.Std(), moving(p.now, floorOf(w.cfg.Clusters[i]))
 	slices.SortStableFunc(p.snaps, func(a, b catalog.Snapshot) int { return a.FinishedAt.Compare(b.FinishedAt) })
 	for i, s := range p.snaps {
 		floor := s.FinishedAt.Add(r.KeepAtLeast.Std())
@@ -128,6 +132,9 @@ func (w *world) lockPlan(cluster string, snaps []catalog.Snapshot, ends lockEnds
 				end.least = last
 			}
 		}
+		if len(held.Snapshots[s.ID]) > 0 {
+			end = end.later(p.hold)
+		}
 		p.by[s.ID] = end
 	}
 	return p
@@ -140,9 +147,13 @@ func (p *lockPlan) snapshot(s catalog.Snapshot, names ...string) {
 }
 
 // wal locks a segment until the first snapshot behind it has gone out of the window.
-// Slices are left: a segment takes their place.
+// Slices are left, for a segment takes their place, but those that are on hold.
 func (p *lockPlan) wal(n catalog.WAL, note string) {
-	if p.ends == nil || n.Slice {
+	if p.ends == nil {
+		return
+	}
+	held := p.held.WAL(n)
+	if n.Slice && !held {
 		return
 	}
 	end := moving(p.now, p.span)
@@ -150,6 +161,9 @@ func (p *lockPlan) wal(n catalog.WAL, note string) {
 	if i >= 0 {
 		until := p.snaps[i].FinishedAt.Add(p.span)
 		end = lockEnd{until, until}
+	}
+	if held {
+		end = end.later(p.hold)
 	}
 	for _, name := range []string{note, n.Object.Name, n.Index.Name} {
 		p.ends.add(name, end)

@@ -6,7 +6,11 @@ import (
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/retention"
 )
+
+// free is nothing on hold.
+var free = retention.OnHold{WAL: func(catalog.WAL) bool { return false }}
 
 func TestLocksEndWhereTheLastNeedOfAnObjectEnds(t *testing.T) {
 	const day = 24 * time.Hour
@@ -20,7 +24,7 @@ func TestLocksEndWhereTheLastNeedOfAnObjectEnds(t *testing.T) {
 	}
 	old, base, kept, newest := taken("old", 20*day), taken("base", 9*day), taken("kept", 3*day), taken("newest", time.Hour)
 	ends := lockEnds{}
-	p := w.lockPlan("cms", []catalog.Snapshot{newest, kept, base, old}, ends)
+	p := w.lockPlan("cms", []catalog.Snapshot{newest, kept, base, old}, free, ends)
 	p.snapshot(old, "old", "shared-with-base")
 	p.snapshot(base, "base", "shared-with-base", "shared-with-newest")
 	p.snapshot(kept, "kept")
@@ -46,10 +50,24 @@ func TestLocksEndWhereTheLastNeedOfAnObjectEnds(t *testing.T) {
 	}
 	last := taken("last", 26*day) // the only one: it never goes, and no lock passes its ceiling
 	ends = lockEnds{}
-	p = w.lockPlan("cms", []catalog.Snapshot{last}, ends)
+	p = w.lockPlan("cms", []catalog.Snapshot{last}, free, ends)
 	p.snapshot(last, "last")
 	if got := ends["last"]; got.until.After(last.StartedAt.Add(30*day)) || got.least.After(got.until) {
 		t.Errorf("past the ceiling: %+v", got)
+	}
+	held := retention.OnHold{Snapshots: map[string][]string{"last": {"h1"}}, WAL: func(n catalog.WAL) bool { return n.From == 7 }}
+	ends = lockEnds{}
+	p = w.lockPlan("cms", []catalog.Snapshot{last}, held, ends)
+	p.snapshot(last, "last")
+	p.wal(catalog.WAL{ArchivedAt: now.Add(-26 * day), Slice: true, From: 7, Object: catalog.Ref{Name: "slice on hold"}}, "its note")
+	p.wal(catalog.WAL{ArchivedAt: now.Add(-27 * day), From: 8, Object: catalog.Ref{Name: "free"}}, "note")
+	for name, want := range map[string]lockEnd{
+		"last": {now.Add(7 * day), now.Add(7 * day / 2)}, "slice on hold": {now.Add(7 * day), now.Add(7 * day / 2)}, "its note": {now.Add(7 * day), now.Add(7 * day / 2)},
+		"free": {now.Add(-19 * day), now.Add(-19 * day)},
+	} {
+		if got := ends[name]; got != want {
+			t.Errorf("with a hold, %s: until %s, at least %s; want %s, %s", name, got.until, got.least, want.until, want.least)
+		}
 	}
 }
 

@@ -105,7 +105,7 @@ func (r *reporter) locks(ctx context.Context, h retention.Holding) *locksDoc {
 		if d.MostLeft == nil || left > *d.MostLeft {
 			d.MostLeft = &left
 		}
-		if most := r.k.Policy.KeepAtMost; most > 0 && o.LockedUntil.After(o.Modified.Add(most)) {
+		if most := r.k.Policy.KeepAtMost; most > 0 && o.LockedUntil.After(o.Modified.Add(most)) && !h.KeptByHold(name) {
 			d.BeyondCeiling++
 		}
 	}

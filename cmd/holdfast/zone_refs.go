@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/seal"
+	"github.com/holdfast-dr/holdfast/retention"
 )
 
 // scrubRefs are the objects that must be there: what trusted notes name, the
@@ -109,7 +110,13 @@ func (w *world) clusterRefs(ctx context.Context, cluster string, m marks, ends l
 	if err != nil {
 		return nil, nil, err
 	}
-	plan := w.lockPlan(cluster, snaps.Bodies(), ends)
+	var held retention.OnHold
+	if ends != nil {
+		if held, err = w.asker(cluster).OnHold(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	plan := w.lockPlan(cluster, snaps.Bodies(), held, ends)
 	for _, s := range snaps.Bodies() {
 		refs = append(refs, s.Manifest, s.Objects)
 		plan.snapshot(s, catalog.SnapshotName(cluster, s.ID), catalog.IntentName(cluster, s.ID), s.Manifest.Name, s.Objects.Name)
