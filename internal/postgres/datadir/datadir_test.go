@@ -154,7 +154,7 @@ func TestTablespacesAreFollowedOnce(t *testing.T) {
 	}
 	c.Exec("CREATE TABLESPACE inner_one LOCATION '" + inside + "'")
 	c.Exec("CREATE TABLE within (a int) TABLESPACE inner_one")
-	put(t, filepath.Join(c.Tablespace, "PG_14_202107181", "5", "777"), "another cluster's")
+	put(t, filepath.Join(c.Tablespace, "PG_13_202007201", "5", "777"), "another cluster's")
 	put(t, filepath.Join(c.DataDir, "pg_tblspc", "stray"), "x")
 	l := scan(t, c.DataDir, datadir.ScanOptions{})
 	files, _ := paths(l)
