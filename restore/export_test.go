@@ -17,3 +17,10 @@ func Serve(ctx context.Context, r Repo, p Plan, dir string) (socket string, err 
 	go func() { _ = s.Run(ctx) }()
 	return socket, nil
 }
+
+// SetAheadIdle sets how long a run of FetchAhead waits for recovery, until restored.
+func SetAheadIdle(d time.Duration) (restore func()) {
+	old := aheadIdle
+	aheadIdle = d
+	return func() { aheadIdle = old }
+}

@@ -17,11 +17,17 @@ const (
 	aheadAge = 10 * time.Minute
 	// aheadAtOnce bounds the segments in memory.
 	aheadAtOnce = 2
+	// aheadLook is how often it is looked whether recovery took a segment.
+	aheadLook = 10 * time.Millisecond
 )
 
-// FetchAhead fetches the n segments behind name into spool, as far as the archive
-// has them whole, and removes what else is there: so n segments bound it. It does
-// nothing while another process does the same.
+// aheadIdle is how long recovery may take nothing before a run ends.
+var aheadIdle = 5 * time.Second
+
+// FetchAhead keeps the n segments behind the one that recovery has, at first name, in
+// spool, and removes what else is there: so n segments bound it. It ends where the
+// archive, as it was listed, has no more whole ones, and when recovery takes none for a
+// while. It does nothing while another process does the same.
 func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.Spool, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, aheadFor)
 	defer cancel()
@@ -38,37 +44,95 @@ func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.S
 	if err != nil {
 		return err
 	}
+	for {
+		next, err := following(name, segSize, n)
+		if err != nil {
+			return err
+		}
+		more, err := a.fetchInto(ctx, spool, name, next)
+		if err != nil || !more {
+			return err
+		}
+		taken := awaitTaken(ctx, spool, next)
+		if taken == "" {
+			return nil
+		}
+		name = taken
+	}
+}
+
+// following are the names of the n segments behind one.
+func following(name string, segSize int64, n int) ([]string, error) {
 	timeline, from, err := lsn.ParseSegmentName(name, segSize)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	next := make([]string, n)
 	for i := range next {
 		from += lsn.LSN(segSize)
 		next[i] = lsn.SegmentName(timeline, from.Segment(segSize), segSize)
 	}
-	last := next[n-1]
+	return next, nil
+}
+
+// fetchInto brings the segments that are not there; more says that all are then.
+func (a archive) fetchInto(ctx context.Context, spool ahead.Spool, name string, next []string) (more bool, err error) {
+	done, err := spool.Fill()
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	last := next[len(next)-1]
 	if err := spool.Clear(func(s string) bool { return s > name && s <= last }, aheadAge); err != nil {
-		return err
+		return false, err
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(aheadAtOnce)
+	more = true
 	for _, s := range next {
 		if spool.Has(s) {
 			continue
 		}
 		file, err := a.find(gctx, s)
 		if err != nil || !file.whole() {
-			if errors.Is(err, errAbsent) {
+			if more = false; errors.Is(err, errAbsent) {
 				err = nil // there the log ends, for now
 			}
-			return errors.Join(err, group.Wait())
+			return more, errors.Join(err, group.Wait())
 		}
 		group.Go(func() error {
-			return spool.Put(s, func(path string) error { return writeWAL(gctx, r, file, path) })
+			return spool.Put(s, func(path string) error { return writeWAL(gctx, a.Repo, file, path) })
 		})
 	}
-	return group.Wait()
+	return more, group.Wait()
+}
+
+// awaitTaken waits until the first of the segments are taken, and names the last of
+// these; "" when recovery takes none.
+func awaitTaken(ctx context.Context, spool ahead.Spool, next []string) string {
+	look := time.NewTicker(aheadLook)
+	defer look.Stop()
+	idle := time.NewTimer(aheadIdle)
+	defer idle.Stop()
+	for {
+		taken := ""
+		for _, s := range next {
+			if spool.Has(s) {
+				break
+			}
+			taken = s
+		}
+		if taken != "" {
+			return taken
+		}
+		select {
+		case <-look.C:
+		case <-idle.C:
+			return ""
+		case <-ctx.Done():
+			return ""
+		}
+	}
 }
 
 // whole says that no byte is missing: what is archived in part may grow.

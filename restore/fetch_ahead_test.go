@@ -2,10 +2,13 @@ package restore_test
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
 	"github.com/holdfast-dr/holdfast/restore"
 )
@@ -42,6 +45,7 @@ func testFetchAhead(t *testing.T, w *world, _ oracle) {
 			}
 		}
 	}
+	defer restore.SetAheadIdle(20 * time.Millisecond)()
 	stale := filepath.Join(spool.Dir, "tmp-of-a-crash")
 	if err := os.MkdirAll(spool.Dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -78,6 +82,7 @@ func testFetchAhead(t *testing.T, w *world, _ oracle) {
 	fill(1) // another does
 	holds(whole[1:]...)
 	release()
+	follows(t, f, p.Files, spool, dest)
 	fill(1)
 	paths := must[[]string](t)(filepath.Glob(filepath.Join(spool.Dir, whole[0]+".*")))
 	bad := bytes.Clone(want)
@@ -87,5 +92,30 @@ func testFetchAhead(t *testing.T, w *world, _ oracle) {
 	}
 	if code, done := ahead.Main(args); done || code != 0 {
 		t.Errorf("a damaged file in the spool: %d, %v", code, done)
+	}
+}
+
+// follows: a run brings the next segment when recovery has taken one, by the listing that
+// it began with.
+func follows(t *testing.T, f *world, files []restore.File, spool ahead.Spool, dest string) {
+	t.Helper()
+	defer restore.SetAheadIdle(time.Hour)()
+	size := files[0].Size
+	timeline, at, err := lsn.ParseSegmentName(files[0].Name, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := lsn.SegmentName(timeline, (at - lsn.LSN(size)).Segment(size), size)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- restore.FetchAhead(ctx, f.repo(), "cms", before, spool, 1) }()
+	await(t, "the first segment", func() bool { return spool.Has(files[0].Name) })
+	if code, done := ahead.Main([]string{"wal", "fetch", "--prefetch", "1", files[0].Name, dest}); code != 0 || !done {
+		t.Errorf("%s was not taken: %d, %v", files[0].Name, code, done)
+	}
+	await(t, "the one behind it", func() bool { return spool.Has(files[1].Name) })
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -40,10 +40,10 @@ func spooled(c thin.Command) bool {
 		return false
 	}
 	for until := time.Now().Add(fillWait); ; time.Sleep(fillLook) {
-		filling := spool.filling() // looked at first: what it put is seen below
+		filling := spool.locked(fillName) // looked at first: what it put is seen below
 		left, ok := spool.take(name, dest)
 		if ok {
-			if left <= n/4 && !filling {
+			if left <= n/4 {
 				_ = StartFill(c.Flags["config"], c.Flags["cluster"], c.Flags["identity"], n, name, dest) // the next fetch tries again
 			}
 			return true
@@ -54,9 +54,13 @@ func spooled(c thin.Command) bool {
 	}
 }
 
-// StartFill starts a process that fetches the n segments behind name into the
-// spool beside dest, and does not wait for it. It ends by itself.
+// StartFill starts a process that keeps the n segments behind the one that recovery has,
+// now name, in the spool beside dest, unless there is one, and does not wait for it. It
+// ends by itself.
 func StartFill(config, cluster, identity string, n int, name, dest string) error {
+	if spool, _ := SpoolFor(name, dest); spool.locked(lockName) {
+		return nil
+	}
 	program, err := thin.Whole()
 	if err != nil {
 		return err

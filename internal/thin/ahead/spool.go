@@ -1,6 +1,7 @@
 package ahead
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -131,7 +132,7 @@ func (s Spool) Clear(keep func(name string) bool, age time.Duration) error {
 	for _, f := range files {
 		name, _, _ := strings.Cut(f.Name(), ".")
 		st, err := f.Info()
-		if f.Name() == lockName || err == nil && keep(name) && time.Since(st.ModTime()) < age {
+		if f.Name() == lockName || f.Name() == fillName || err == nil && keep(name) && time.Since(st.ModTime()) < age {
 			continue
 		}
 		if err := os.Remove(s.path(f.Name())); err != nil && !os.IsNotExist(err) {
@@ -141,28 +142,45 @@ func (s Spool) Clear(keep func(name string) bool, age time.Duration) error {
 	return nil
 }
 
-const lockName = "lock"
+// lockName is locked by the process that keeps the spool full, fillName by it while it
+// brings segments: what is not there then may come.
+const (
+	lockName = "lock"
+	fillName = "filling"
+)
 
-// Lock makes the spool, and its caller the one that fills it until release, or the
+// Lock makes the spool, and its caller the one that keeps it full until release, or the
 // end of the process; release is nil when another process does.
 func (s Spool) Lock() (release func(), err error) {
 	if err := os.Mkdir(s.Dir, 0o700); err != nil && !os.IsExist(err) {
 		return nil, fmt.Errorf("making the spool: %w", err)
 	}
-	f, err := os.OpenFile(s.path(lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	return s.lock(lockName, syscall.LOCK_EX|syscall.LOCK_NB)
+}
+
+// Fill says that segments are being brought, until done. The caller has the Lock.
+func (s Spool) Fill() (done func(), err error) {
+	return s.lock(fillName, syscall.LOCK_EX) // others only look, for a moment
+}
+
+func (s Spool) lock(name string, how int) (release func(), err error) {
+	f, err := os.OpenFile(s.path(name), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the spool: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(f.Fd()), how); errors.Is(err, syscall.EWOULDBLOCK) {
 		f.Close()
-		return nil, nil //nolint:nilerr // another has it
+		return nil, nil // another has it
+	} else if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("locking the spool: %w", err)
 	}
 	return func() { f.Close() }, nil
 }
 
-// filling says that a process fills the spool now.
-func (s Spool) filling() bool {
-	f, err := os.Open(s.path(lockName))
+// locked says that a process holds a lock of the spool now.
+func (s Spool) locked(name string) bool {
+	f, err := os.Open(s.path(name))
 	if err != nil {
 		return false
 	}
