@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -102,11 +103,17 @@ func TestTheMemoryOfTheStreamIsBoundedWhileAZoneHangs(t *testing.T) {
 	}
 }
 
+// liveHeap is the least of three readings: what is let go of while a collection runs,
+// which on a busy machine takes long, is counted as live by that one.
 func liveHeap() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
+	least := uint64(math.MaxUint64)
+	for range 3 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		least = min(least, m.HeapAlloc)
+	}
+	return least
 }
 
 // cpuOf is the CPU time of this process, in seconds; the server is another.
