@@ -40,35 +40,43 @@ type Purge struct {
 
 // PurgeZone is what one zone's own listing of versions shows.
 type PurgeZone struct {
-	Name      string    `json:"name"`
-	Copies    int64     `json:"copies"` // versions of objects that may hold the project
-	LastEnds  time.Time `json:"last_ends_at,omitzero"`
-	BlockedBy []string  `json:"blocked_by"`
+	Name      string      `json:"name"`
+	Copies    int64       `json:"copies"` // versions of objects that may hold the project
+	LastEnds  time.Time   `json:"last_ends_at,omitzero"`
+	BlockedBy []string    `json:"blocked_by"`
+	Objects   []PurgeCopy `json:"objects,omitempty"` // the copies by name, where they were asked for
 	versions  int64
 	oldest    time.Time
+}
+
+// PurgeCopy is one version of an object that may hold the project.
+type PurgeCopy struct {
+	Name    string    `json:"name"`
+	Version string    `json:"version,omitempty"`
+	EndsAt  time.Time `json:"ends_at,omitzero"` // zero where a hold keeps it, or no policy ends it
 }
 
 // Advance moves every purge of the cluster as far as it can go now and tells
 // where each stands. It is idempotent. conn is live's database; nil where this
 // node reaches none: then nothing can become absent from live.
 func (p *Purger) Advance(ctx context.Context, conn *pgx.Conn) ([]Purge, error) {
-	return p.each(ctx, conn, true, "")
+	return p.each(ctx, &advance{Purger: p, conn: conn, act: true}, "")
 }
 
-// Show tells where one purge stands, or all of them for an empty id, and changes nothing.
-func (p *Purger) Show(ctx context.Context, id string) ([]Purge, error) {
-	return p.each(ctx, nil, false, id)
+// Show tells where one purge stands, or all of them for an empty id, and changes
+// nothing. With name it names every copy, of which there may be millions.
+func (p *Purger) Show(ctx context.Context, id string, name bool) ([]Purge, error) {
+	return p.each(ctx, &advance{Purger: p, name: name}, id)
 }
 
-func (p *Purger) each(ctx context.Context, conn *pgx.Conn, act bool, id string) (out []Purge, err error) {
+func (p *Purger) each(ctx context.Context, a *advance, id string) (out []Purge, err error) {
 	tombs, err := p.Catalog.Tombstones(ctx, p.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	if err := tombs.Require(); err != nil && act {
+	if err := tombs.Require(); err != nil && a.act {
 		return nil, fmt.Errorf("advancing the purges of %s: %w", p.Cluster, err)
 	}
-	a := &advance{Purger: p, conn: conn, act: act}
 	if a.absences, err = p.Catalog.Absences(ctx); err != nil {
 		return nil, err
 	}
@@ -107,6 +115,7 @@ type advance struct {
 	*Purger
 	conn     *pgx.Conn
 	act      bool
+	name     bool // every copy by its name
 	absences map[string]catalog.Absent
 	mem      memory
 	found    *copies // what the zones hold, read once

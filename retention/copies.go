@@ -149,8 +149,12 @@ func (a *advance) countZone(name string, suspended []string, absent catalog.Abse
 		} else {
 			by["WAL"] = true
 		}
-		for _, why := range c.holdsOn(o.Name) {
+		holds := c.holdsOn(o.Name)
+		for _, why := range holds {
 			by[why], held = true, true
+		}
+		if a.name {
+			z.Objects = append(z.Objects, a.copyOf(o, len(suspended)+len(holds) > 0))
 		}
 		if o.LockedUntil.After(a.Now()) {
 			by["lock until "+stamp(o.LockedUntil)] = true
@@ -187,6 +191,15 @@ func (a *advance) endOf(o zone.Object) time.Time {
 		return o.LockedUntil
 	}
 	return later(a.ends(from), o.LockedUntil)
+}
+
+// copyOf names a copy; held says that a hold keeps it, so that nobody knows when it ends.
+func (a *advance) copyOf(o zone.Object, held bool) PurgeCopy {
+	one := PurgeCopy{Name: o.Name, Version: o.Version}
+	if !held {
+		one.EndsAt = a.endOf(o)
+	}
+	return one
 }
 
 var (

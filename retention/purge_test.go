@@ -167,7 +167,7 @@ func ageOut(t *testing.T, r *rig, p *Purger, fresh catalog.Snapshot) {
 	r.run()
 	r.settle()
 	r.sweep()
-	if shown, err := p.Show(t.Context(), one.Project); err != nil || shown[0].State != PurgeAgeing {
+	if shown, err := p.Show(t.Context(), one.Project, false); err != nil || shown[0].State != PurgeAgeing {
 		t.Errorf("showing certifies: %+v, %v", shown, err)
 	}
 	one = advanceOne(t, p, nil)

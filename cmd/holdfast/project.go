@@ -70,7 +70,8 @@ type deletedDoc struct {
 }
 
 type purgeQuery struct {
-	ID string `query:"id"`
+	ID      string `query:"id"`
+	Objects bool   `query:"objects" doc:"Name every object that may hold the project."`
 }
 
 type purgesDoc struct {
@@ -237,7 +238,7 @@ func (n *node) purges(ctx context.Context, in purgeQuery) (purgesDoc, error) {
 		if err != nil {
 			return doc, err
 		}
-		list, err := p.Show(ctx, in.ID)
+		list, err := p.Show(ctx, in.ID, in.Objects)
 		if err != nil {
 			return doc, err
 		}

@@ -116,7 +116,7 @@ func projectText(out io.Writer, v projectDoc) {
 func (e *env) purgeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "purge", Short: "Follow deleted projects to their certificates"}
 	get := func(ctx context.Context, id string) (purgesDoc, error) {
-		return asks(ctx, e, opPurgeList, purgeQuery{id}, (*node).purges)
+		return asks(ctx, e, opPurgeList, purgeQuery{ID: id}, (*node).purges)
 	}
 	list := &cobra.Command{Use: "list", Short: "Where each purge stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		doc, err := get(c.Context(), "")
@@ -131,13 +131,6 @@ func (e *env) purgeCommand() *cobra.Command {
 			table(out, "PURGE\tCLUSTER\tSTATE\tREQUESTED\tLAST COPY ENDS\tDEADLINE", rows)
 		})
 	}}
-	show := &cobra.Command{Use: "show ID", Short: "Where one purge stands, zone by zone", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		doc, err := get(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		return e.print(doc.Purges[0], func(out io.Writer) { purgeText(out, doc.Purges[0]) })
-	}}
 	certificate := &cobra.Command{Use: "certificate ID", Short: "The certificate of a purge that is done", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 		doc, err := get(c.Context(), args[0])
 		if err != nil {
@@ -149,7 +142,21 @@ func (e *env) purgeCommand() *cobra.Command {
 		}
 		return e.print(p.Certificate, func(out io.Writer) { certificateText(out, *p.Certificate) })
 	}}
-	cmd.AddCommand(list, show, certificate)
+	cmd.AddCommand(list, e.purgeShowCommand(), certificate)
+	return cmd
+}
+
+func (e *env) purgeShowCommand() *cobra.Command {
+	var in purgeQuery
+	cmd := &cobra.Command{Use: "show ID", Short: "Where one purge stands, zone by zone", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		in.ID = args[0]
+		doc, err := asks(c.Context(), e, opPurgeList, in, (*node).purges)
+		if err != nil {
+			return err
+		}
+		return e.print(doc.Purges[0], func(out io.Writer) { purgeText(out, doc.Purges[0]) })
+	}}
+	cmd.Flags().BoolVar(&in.Objects, "objects", false, "name every object that may hold the project, and when it ends")
 	return cmd
 }
 
@@ -171,6 +178,9 @@ func purgeText(out io.Writer, p retention.Purge) {
 	}
 	for _, z := range p.Zones {
 		fmt.Fprintf(out, "  zone %-12s %d copies, the last ends %s %s\n", z.Name, z.Copies, clock(z.LastEnds), strings.Join(z.BlockedBy, "; "))
+		for _, o := range z.Objects {
+			fmt.Fprintf(out, "    ends %s  %s %s\n", clock(o.EndsAt), o.Name, o.Version)
+		}
 	}
 	for _, h := range p.SuspendedBy {
 		fmt.Fprintln(out, "  SUSPENDED by", h)
