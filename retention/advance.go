@@ -204,6 +204,7 @@ func (a *advance) certify(ctx context.Context, t catalog.Tombstone, absent catal
 		Covers: []string{"rows that foreign keys tie to the project's root row, in the database that was configured", "snapshots and WAL in the zones named here"},
 		NotCovered: []string{
 			"tables that no foreign key ties to the root, materialized views, large objects",
+			"values of deleted rows that live's indexes keep until REINDEX (bounds of b-tree pages, entries of GIN) and its statistics until ANALYZE",
 			"other databases, replicas, exports, logs and copies that Holdfast did not make", "restored copies beside production", "what a store keeps below its own interface",
 		},
 		LedgerLog: a.Origin,
