@@ -127,7 +127,7 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 		Overdue: a.Now().After(t.Deadline), Zones: []PurgeZone{},
 	}
 	if memo := a.mem[t.ID]; !memo.GoneAt.IsZero() {
-		one.State = PurgeResidue
+		one.State, one.Waiting = PurgeResidue, memo.Waiting
 	}
 	if a.conn != nil {
 		if err := a.look(ctx, t, &one); err != nil {

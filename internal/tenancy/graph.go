@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -190,9 +191,26 @@ func (g *graph) reached() map[uint32]int {
 }
 
 // leaves are the tables of reached that store rows.
-func (g *graph) leaves() []Table {
+func (g *graph) leaves() []Table { return g.storing(g.reached()) }
+
+// touched are leaves, with the tables in which a deletion clears references: the
+// versions of rows from before, and indexes and statistics, have the project's key.
+func (g *graph) touched() []Table {
+	reach := g.reached()
+	all := maps.Clone(reach)
+	for oid, d := range reach {
+		for _, k := range g.keys {
+			if _, seen := all[k.child]; !seen && g.related(k.parent, oid) {
+				all[k.child] = d + 1
+			}
+		}
+	}
+	return g.storing(all)
+}
+
+func (g *graph) storing(oids map[uint32]int) []Table {
 	var out []Table
-	for oid, d := range g.reached() {
+	for oid, d := range oids {
 		for leaf, r := range g.rels {
 			if r.kind == "r" && g.within(leaf, oid) {
 				out = append(out, Table{leaf, r.name, d})
@@ -212,14 +230,18 @@ func (g *graph) leaves() []Table {
 
 // Dependents lists the tables that can hold rows of a project, partitions one by
 // one, the root first.
-func Dependents(ctx context.Context, conn *pgx.Conn, l Layout) (list []Table, err error) {
+func Dependents(ctx context.Context, conn *pgx.Conn, l Layout) ([]Table, error) {
+	return tablesUnder(ctx, conn, l, (*graph).leaves)
+}
+
+func tablesUnder(ctx context.Context, conn *pgx.Conn, l Layout, which func(*graph) []Table) (list []Table, err error) {
 	err = inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := settle(ctx, tx); err != nil {
 			return err
 		}
 		g, err := readGraph(ctx, tx, l)
 		if err == nil {
-			list = g.leaves()
+			list = which(g)
 		}
 		return err
 	})

@@ -28,6 +28,8 @@ const (
 type Memo struct {
 	GoneAt time.Time         `json:"gone_at,omitzero"` // the server's clock
 	Files  map[uint32]uint32 `json:"files,omitempty"`  // relation → file node, then
+	// Waiting is what the last look waited for.
+	Waiting []string `json:"waiting,omitempty"`
 }
 
 // Seen is one look at a live database.
@@ -60,6 +62,7 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 		seen.Counts, err = Count(ctx, conn, l, texts[0])
 	} else if err == nil {
 		err = seen.residue(ctx, conn, t, memo)
+		seen.Memo.Waiting = seen.Waiting
 	}
 	if err == nil {
 		err = position(ctx, conn, &seen)
@@ -125,7 +128,7 @@ func states(ctx context.Context, conn *pgx.Conn, tables []Table) ([]tableState, 
 
 // residue judges a database without the rows.
 func (s *Seen) residue(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, memo Memo) error {
-	tables, err := Dependents(ctx, conn, LayoutOf(t))
+	tables, err := tablesUnder(ctx, conn, LayoutOf(t), (*graph).touched)
 	if err != nil {
 		return err
 	}

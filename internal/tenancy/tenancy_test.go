@@ -319,6 +319,19 @@ func testLive(t *testing.T, pg *pgtest.Cluster) {
 	if first.State != Residue || first.Memo.GoneAt.IsZero() || len(first.Waiting) == 0 {
 		t.Fatalf("after the deletion: %+v", first)
 	}
+	if !slices.Equal(first.Memo.Waiting, first.Waiting) {
+		t.Errorf("what is waited for is not remembered: %+v", first)
+	}
+	// Rows of it had references that the deletion cleared; the server's books tell a little later.
+	for told, end := false, time.Now().Add(pgtest.Patience); !told; {
+		noErr(t, conn.QueryRow(t.Context(), `SELECT n_tup_upd > 0 FROM pg_stat_user_tables WHERE relid = 'app.invoice'::regclass`).Scan(&told))
+		if !told && time.Now().After(end) {
+			t.Fatal("the server's books tell nothing of app.invoice")
+		}
+	}
+	if later := look(first.Memo); !slices.Contains(later.Waiting, "app.invoice") {
+		t.Errorf("old versions of rows whose references were cleared are not waited for: %+v", later)
+	}
 	if again := look(first.Memo); again.State != Residue || !again.Memo.GoneAt.Equal(first.Memo.GoneAt) {
 		t.Fatalf("without a vacuum: %+v", again)
 	}
