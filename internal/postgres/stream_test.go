@@ -30,13 +30,24 @@ func flushed(t *testing.T, c *pgtest.Cluster) lsn.LSN {
 	return l
 }
 
+// readSlot asks servers before 15 on an ordinary connection, as an archiver does.
+func readSlot(t *testing.T, c *pgtest.Cluster, conn *postgres.Conn, name string) (postgres.Slot, error) {
+	t.Helper()
+	slot, err := postgres.ReadSlot(t.Context(), conn, name)
+	if c.Major >= 15 || !errors.Is(err, errors.ErrUnsupported) {
+		return slot, err
+	}
+	state, err := postgres.GetSlotState(t.Context(), connect(t, c), name)
+	return postgres.Slot{Restart: state.Restart, Timeline: 1}, err
+}
+
 // begin makes a slot and streams from the beginning of its segment.
-func begin(t *testing.T, conn *postgres.Conn) (*postgres.Stream, lsn.LSN) {
+func begin(t *testing.T, c *pgtest.Cluster, conn *postgres.Conn) (*postgres.Stream, lsn.LSN) {
 	t.Helper()
 	if _, err := postgres.EnsureSlot(t.Context(), conn, "hold"); err != nil {
 		t.Fatal(err)
 	}
-	slot, err := postgres.ReadSlot(t.Context(), conn, "hold")
+	slot, err := readSlot(t, c, conn, "hold")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +87,7 @@ func TestASlotIsMadeOnceAndReservesWAL(t *testing.T) {
 			t.Errorf("created %v, %v", created, err)
 		}
 	}
-	slot, err := postgres.ReadSlot(t.Context(), conn, "hold")
+	slot, err := readSlot(t, c, conn, "hold")
 	if err != nil || slot.Restart == 0 || slot.Timeline != 1 {
 		t.Errorf("%+v, %v", slot, err)
 	}
@@ -85,7 +96,7 @@ func TestASlotIsMadeOnceAndReservesWAL(t *testing.T) {
 			t.Errorf("the name %q was taken", name)
 		}
 	}
-	if _, err := postgres.ReadSlot(t.Context(), conn, "other"); !errors.Is(err, postgres.ErrNoSlot) {
+	if _, err := readSlot(t, c, conn, "other"); !errors.Is(err, postgres.ErrNoSlot) {
 		t.Error(err)
 	}
 	for range 2 {
@@ -114,7 +125,7 @@ func TestIdentifySystemNamesTheCluster(t *testing.T) {
 // The bytes are those of the server's own segments, without a hole.
 func TestTheStreamIsTheServersWAL(t *testing.T) {
 	c := pgtest.Start(t)
-	s, start := begin(t, replication(t, c))
+	s, start := begin(t, c, replication(t, c))
 	c.Exec("CREATE TABLE a AS SELECT g, md5(g::text) FROM generate_series(1, 200000) g")
 	c.SwitchWAL()
 	c.Exec("CREATE TABLE b AS SELECT 1 AS x")
@@ -141,7 +152,7 @@ func wal(t *testing.T, c *pgtest.Cluster, from lsn.LSN, n int) (all []byte) {
 func TestTheSlotFollowsFlushAlone(t *testing.T) {
 	c := pgtest.Start(t)
 	conn, sql := replication(t, c), connect(t, c)
-	s, start := begin(t, conn)
+	s, start := begin(t, c, conn)
 	c.Exec("CREATE TABLE a AS SELECT g FROM generate_series(1, 1000) g")
 	end := flushed(t, c)
 	follow(t, s, end)
@@ -168,7 +179,7 @@ func TestTheSlotFollowsFlushAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Ended in order: the server has read the report before it answered.
-	if slot, err := postgres.ReadSlot(t.Context(), conn, "hold"); err != nil || slot.Restart != end {
+	if slot, err := readSlot(t, c, conn, "hold"); err != nil || slot.Restart != end {
 		t.Errorf("%+v, want %s, %v", slot, end, err)
 	}
 	if s.Status(end, end+1, 0) == nil || s.Status(end, start, 0) == nil {
@@ -179,7 +190,7 @@ func TestTheSlotFollowsFlushAlone(t *testing.T) {
 // C-49: asked for a reply, we reply at once, however long nothing happens.
 func TestAnIdleStreamOutlivesTheServersTimeout(t *testing.T) {
 	c := pgtest.Start(t, pgtest.WithSetting("wal_sender_timeout", "1500ms"))
-	s, start := begin(t, replication(t, c))
+	s, start := begin(t, c, replication(t, c))
 	follow(t, s, flushed(t, c))
 	if err := s.Status(start, start, 0); err != nil {
 		t.Fatal(err)
@@ -204,7 +215,7 @@ func TestAnIdleStreamOutlivesTheServersTimeout(t *testing.T) {
 func TestASilentServerIsGivenUp(t *testing.T) {
 	c := pgtest.Start(t)
 	sql := connect(t, c)
-	s, _ := begin(t, replication(t, c))
+	s, _ := begin(t, c, replication(t, c))
 	follow(t, s, flushed(t, c))
 	s.Liveness = 400 * time.Millisecond
 	for range 3 {
@@ -231,7 +242,7 @@ func TestASilentServerIsGivenUp(t *testing.T) {
 
 func TestACancelledContextEndsNext(t *testing.T) {
 	c := pgtest.Start(t)
-	s, _ := begin(t, replication(t, c))
+	s, _ := begin(t, c, replication(t, c))
 	follow(t, s, flushed(t, c))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -247,7 +258,7 @@ func TestACancelledContextEndsNext(t *testing.T) {
 // A server that shuts down in order waits until everything was flushed, and says so.
 func TestAShutdownEndsTheStreamAfterTheLastByte(t *testing.T) {
 	c := pgtest.Start(t)
-	s, _ := begin(t, replication(t, c))
+	s, _ := begin(t, c, replication(t, c))
 	c.Exec("CREATE TABLE last AS SELECT 1 AS x")
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); c.Stop() }()
@@ -270,7 +281,7 @@ func TestAPromotionEndsTheTimelineAndTheNextFollows(t *testing.T) {
 	conn := replication(t, standby)
 	c.Exec("CREATE TABLE before_it (a int)")
 	standby.AwaitReplay(flushed(t, c).String())
-	s, start := begin(t, conn)
+	s, start := begin(t, c, conn)
 	follow(t, s, flushed(t, c))
 	promoted := make(chan struct{})
 	go func() { defer close(promoted); standby.Promote() }()
@@ -322,7 +333,7 @@ func TestAPromotionEndsTheTimelineAndTheNextFollows(t *testing.T) {
 func TestALostSlotIsAGapAndSaysSo(t *testing.T) {
 	c := pgtest.Start(t, pgtest.WithSetting("max_slot_wal_keep_size", "16MB"), pgtest.WithSetting("max_wal_size", "32MB"), pgtest.WithSetting("min_wal_size", "32MB"))
 	conn, sql := replication(t, c), connect(t, c)
-	s, start := begin(t, conn)
+	s, start := begin(t, c, conn)
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
