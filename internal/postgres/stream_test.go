@@ -281,7 +281,7 @@ func TestAPromotionEndsTheTimelineAndTheNextFollows(t *testing.T) {
 	conn := replication(t, standby)
 	c.Exec("CREATE TABLE before_it (a int)")
 	standby.AwaitReplay(flushed(t, c).String())
-	s, start := begin(t, c, conn)
+	s, start := begin(t, standby, conn)
 	follow(t, s, flushed(t, c))
 	promoted := make(chan struct{})
 	go func() { defer close(promoted); standby.Promote() }()
