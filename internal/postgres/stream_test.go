@@ -47,6 +47,9 @@ func begin(t *testing.T, c *pgtest.Cluster, conn *postgres.Conn) (*postgres.Stre
 	if _, err := postgres.EnsureSlot(t.Context(), conn, "hold"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := postgres.IdentifySystem(t.Context(), conn); err != nil { // a standby of 14 does not stream before it
+		t.Fatal(err)
+	}
 	slot, err := readSlot(t, c, conn, "hold")
 	if err != nil {
 		t.Fatal(err)
