@@ -237,7 +237,11 @@ func (d statusDoc) text(w io.Writer) {
 	for _, c := range d.Clusters {
 		fmt.Fprintf(w, "%s\n  restorable     %s to %s\n", c.Name, clock(c.Window.From), clock(c.Window.To))
 		fmt.Fprintf(w, "  RPO            %s (objective %s)\n", c.RPO.text(c.RPO.Measured), c.RPO.text(c.RPO.Objective))
-		fmt.Fprintf(w, "  RTO            %s in the last proof (objective %s)\n", c.RTO.text(c.RTO.Measured), c.RTO.text(c.RTO.Objective))
+		rto := "not measured"
+		if c.RTO.Measured != nil {
+			rto = c.RTO.text(c.RTO.Measured) + " in the last proof"
+		}
+		fmt.Fprintf(w, "  RTO            %s (objective %s)\n", rto, c.RTO.text(c.RTO.Objective))
 		if s := c.LastSnapshot; s != nil {
 			fmt.Fprintf(w, "  last snapshot  %s, %s; %s were made for it, it needs %s\n", s.ID, ago(s.FinishedAt, d.At), size(s.NewBytes), size(s.StoredSize))
 		} else {
