@@ -40,6 +40,7 @@ deb_fetch() {
   own apt-get update || return
   names=$(own apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
     "postgresql-$major" | grep -E "^(lib|zlib1g|postgresql-(client-)?$major$)" | grep -vE '^lib(llvm|perl|z3|.*-perl$)' | sort -u)
+  grep -q "^postgresql-$major$" <<<"$names" || { echo "apt knows no postgresql-$major in $suite" >&2; return 1; }
   # shellcheck disable=SC2086
   (cd "$scratch/deb" && own apt-get download $names patchelf) || return
   for deb in "$scratch"/deb/*.deb; do

@@ -23,7 +23,7 @@ command -v npm >/dev/null && command -v node >/dev/null || bash "$here/bench/ins
 # since the control file of all three has version 1300, and pg_amcheck speaks SQL.
 lend() {
   local from
-  from=$(ls -d /usr/lib/postgresql/1[4-6]/bin 2>/dev/null | tail -1)
+  from=$(ls -d /usr/lib/postgresql/1[4-6]/bin 2>/dev/null | tail -1) || true
   for program in pg_amcheck pg_checksums pg_controldata; do
     [ -z "$from" ] || [ -e "$here/.tools/pg/$1/bin/$program" ] || ln -sfn "$from/$program" "$here/.tools/pg/$1/bin/$program"
   done

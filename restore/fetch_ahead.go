@@ -36,6 +36,11 @@ func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.S
 		return err
 	}
 	defer release()
+	done, err := spool.Fill() // before the listing: what is asked for meanwhile may come
+	if err != nil {
+		return err
+	}
+	defer func() { done() }()
 	a, err := openArchive(ctx, r, cluster, name)
 	if err != nil {
 		return err
@@ -50,14 +55,16 @@ func FetchAhead(ctx context.Context, r Repo, cluster, name string, spool ahead.S
 			return err
 		}
 		more, err := a.fetchInto(ctx, spool, name, next)
-		if err != nil || !more {
+		if done(); err != nil || !more {
 			return err
 		}
-		taken := awaitTaken(ctx, spool, next)
-		if taken == "" {
+		if name = awaitTaken(ctx, spool, next); name == "" {
 			return nil
 		}
-		name = taken
+		if done, err = spool.Fill(); err != nil {
+			done = func() {}
+			return err
+		}
 	}
 }
 
@@ -77,11 +84,6 @@ func following(name string, segSize int64, n int) ([]string, error) {
 
 // fetchInto brings the segments that are not there; more says that all are then.
 func (a archive) fetchInto(ctx context.Context, spool ahead.Spool, name string, next []string) (more bool, err error) {
-	done, err := spool.Fill()
-	if err != nil {
-		return false, err
-	}
-	defer done()
 	last := next[len(next)-1]
 	if err := spool.Clear(func(s string) bool { return s > name && s <= last }, aheadAge); err != nil {
 		return false, err
@@ -107,8 +109,8 @@ func (a archive) fetchInto(ctx context.Context, spool ahead.Spool, name string, 
 	return more, group.Wait()
 }
 
-// awaitTaken waits until the first of the segments are taken, and names the last of
-// these; "" when recovery takes none.
+// awaitTaken waits until some of the segments are taken, and names the last of these:
+// recovery may be past others, which it had fetched itself; "" when it takes none.
 func awaitTaken(ctx context.Context, spool ahead.Spool, next []string) string {
 	look := time.NewTicker(aheadLook)
 	defer look.Stop()
@@ -117,10 +119,9 @@ func awaitTaken(ctx context.Context, spool ahead.Spool, next []string) string {
 	for {
 		taken := ""
 		for _, s := range next {
-			if spool.Has(s) {
-				break
+			if !spool.Has(s) {
+				taken = s
 			}
-			taken = s
 		}
 		if taken != "" {
 			return taken

@@ -310,7 +310,11 @@ func (k *Keeper) OnHold(ctx context.Context) (OnHold, error) {
 	}
 	p := newPlanner(in)
 	p.keepHolds()
-	return OnHold{p.held, func(w catalog.WAL) bool { return len(p.spanReasons(w.SystemID, w.Timeline, w.From, w.To)) > 0 }}, nil
+	return OnHold{p.held, func(w catalog.WAL) bool {
+		return len(p.spanReasons(w.SystemID, w.Timeline, w.From, w.To)) > 0 || slices.ContainsFunc(p.Snapshots, func(s catalog.Snapshot) bool {
+			return len(p.held[s.ID]) > 0 && s.SystemID == w.SystemID && consistent(s, w.Timeline, w.From, w.To)
+		})
+	}}, nil
 }
 
 // Held tells, by snapshot, which holds keep it.

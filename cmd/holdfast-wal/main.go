@@ -24,9 +24,12 @@ func main() {
 		os.Exit(code)
 	}
 	program, err := thin.Whole()
+	if self, _ := os.Executable(); err == nil && program == self {
+		err = os.ErrNotExist
+	}
 	if err == nil {
 		err = syscall.Exec(program, append([]string{program}, args...), os.Environ())
 	}
-	fmt.Fprintf(os.Stderr, "holdfast-wal: running %s, which must lie beside it: %v\n", program, err)
+	fmt.Fprintf(os.Stderr, "holdfast-wal: running holdfast, which must lie beside it: %v\n", err)
 	os.Exit(thin.Doubt(args))
 }

@@ -30,7 +30,7 @@ func TestWhatGoesWellEndsHereAndAllElseIsHoldfasts(t *testing.T) {
 		}
 		return 0, string(out)
 	}
-	for want, args := range map[int][]string{1: {"wal", "push", "pg_wal/x"}, 254: {"wal", "fetch", "x", "y"}} {
+	for want, args := range map[int][]string{1: {"--config", "none", "wal", "push", "pg_wal/x"}, 254: {"wal", "fetch", "x", "y"}} {
 		if code, said := run(args...); code != want || !strings.Contains(said, "must lie beside it") {
 			t.Errorf("%s without holdfast: %d, %s", args, code, said)
 		}

@@ -152,7 +152,7 @@ func (p *lockPlan) wal(n catalog.WAL, note string) {
 	if p.ends == nil {
 		return
 	}
-	held := p.held.WAL(n)
+	held := p.held.WAL != nil && p.held.WAL(n)
 	if n.Slice && !held {
 		return
 	}

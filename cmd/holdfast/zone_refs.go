@@ -111,7 +111,7 @@ func (w *world) clusterRefs(ctx context.Context, cluster string, m marks, ends l
 		return nil, nil, err
 	}
 	var held retention.OnHold
-	if ends != nil {
+	if ends != nil && w.locks() {
 		if held, err = w.asker(cluster).OnHold(ctx); err != nil {
 			return nil, nil, err
 		}

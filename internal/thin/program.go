@@ -2,6 +2,7 @@ package thin
 
 import (
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -12,14 +13,22 @@ const (
 	whole = "holdfast"
 )
 
-// Whole is the program that does everything: this one, but for the small one, beside
-// which it lies.
+// Whole is the program that does everything: the one of its name beside this one, which
+// may be the small one under any name, or else this one.
 func Whole() (string, error) {
 	self, err := os.Executable()
-	if dir, ok := strings.CutSuffix(self, "/"+small); ok {
-		return dir + "/" + whole, err
+	if err != nil {
+		return "", err
 	}
-	return self, err
+	if beside := self[:strings.LastIndexByte(self, '/')+1] + whole; runs(beside) {
+		return beside, nil
+	}
+	return self, nil
+}
+
+func runs(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
 }
 
 // Small is the program for archive_command and restore_command: the small one where it
@@ -30,7 +39,7 @@ func Small() (string, error) {
 		return "", err
 	}
 	beside := self[:strings.LastIndexByte(self, '/')+1] + small
-	if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+	if runs(beside) {
 		return beside, nil
 	}
 	return self, nil
@@ -39,7 +48,7 @@ func Small() (string, error) {
 // Doubt is what a command line ends with that cannot be carried out: a fetch must not
 // pass for absence (C-62), a push fails.
 func Doubt(args []string) int {
-	if len(args) > 1 && args[0] == "wal" && args[1] == "push" {
+	if slices.Contains(args, "push") {
 		return exitFailed
 	}
 	return ExitDoubt
