@@ -19,12 +19,14 @@ deb_pg() (
   mkdir -p "$to" "$cache" && scratch=$(mktemp -d "$to/.fetching.XXXXXX") || no "$to and $cache cannot be written"
   trap 'rm -rf "$scratch"' EXIT
   tar="$cache/debian-$(dpkg --print-architecture)-$major.tar.gz"
+  rm -f "$tar.new"
   if ! tar -xzf "$tar" -C "$scratch" 2>/dev/null; then
     echo "fetching PostgreSQL $major of Debian's $suite into .tools/pg/$major"
     deb_fetch >&2 || no "it could not be fetched (see above)"
-    tar -czf "$tar.new" -C "$scratch" root tools && mv "$tar.new" "$tar" || no "$tar cannot be written"
+    tar -czf "$tar.new" -C "$scratch" root tools || no "$tar.new cannot be written"
   fi
   deb_settle || no "its programs cannot be set up"
+  [ ! -e "$tar.new" ] || mv "$tar.new" "$tar" # kept when it is seen to run
 )
 
 # deb_fetch unpacks the packages of $major into $scratch/root, and patchelf into $scratch/tools.
