@@ -91,10 +91,7 @@ func (a archive) fetchInto(ctx context.Context, spool ahead.Spool, name string, 
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(aheadAtOnce)
 	more = true
-	for _, s := range next {
-		if spool.Has(s) {
-			continue
-		}
+	for _, s := range spool.Missing(next) {
 		file, err := a.find(gctx, s)
 		if err != nil || !file.whole() {
 			if more = false; errors.Is(err, errAbsent) {
@@ -117,14 +114,8 @@ func awaitTaken(ctx context.Context, spool ahead.Spool, next []string) string {
 	idle := time.NewTimer(aheadIdle)
 	defer idle.Stop()
 	for {
-		taken := ""
-		for _, s := range next {
-			if !spool.Has(s) {
-				taken = s
-			}
-		}
-		if taken != "" {
-			return taken
+		if taken := spool.Missing(next); len(taken) > 0 {
+			return taken[len(taken)-1]
 		}
 		select {
 		case <-look.C:

@@ -299,17 +299,10 @@ type OnHold struct {
 
 // OnHold tells what holds keep, snapshots and WAL.
 func (k *Keeper) OnHold(ctx context.Context) (OnHold, error) {
-	none := OnHold{WAL: func(catalog.WAL) bool { return false }}
-	holds, err := k.Catalog.Holds(ctx, k.Cluster)
-	if err != nil || len(holds.InForce()) == 0 {
-		return none, err
+	p, err := k.keptByHolds(ctx, k.Gather)
+	if err != nil || p == nil {
+		return OnHold{WAL: func(catalog.WAL) bool { return false }}, err
 	}
-	in, err := k.Gather(ctx)
-	if err != nil {
-		return none, err
-	}
-	p := newPlanner(in)
-	p.keepHolds()
 	return OnHold{p.held, func(w catalog.WAL) bool {
 		return len(p.spanReasons(w.SystemID, w.Timeline, w.From, w.To)) > 0 || slices.ContainsFunc(p.Snapshots, func(s catalog.Snapshot) bool {
 			return len(p.held[s.ID]) > 0 && s.SystemID == w.SystemID && consistent(s, w.Timeline, w.From, w.To)
@@ -319,15 +312,24 @@ func (k *Keeper) OnHold(ctx context.Context) (OnHold, error) {
 
 // Held tells, by snapshot, which holds keep it.
 func (k *Keeper) Held(ctx context.Context) (map[string][]string, error) {
+	p, err := k.keptByHolds(ctx, k.gather)
+	if err != nil || p == nil {
+		return nil, err
+	}
+	return p.held, nil
+}
+
+// keptByHolds has kept what the holds in force need; nil where there are none.
+func (k *Keeper) keptByHolds(ctx context.Context, read func(context.Context) (Inputs, error)) (*planner, error) {
 	holds, err := k.Catalog.Holds(ctx, k.Cluster)
 	if err != nil || len(holds.InForce()) == 0 {
 		return nil, err
 	}
-	in, err := k.gather(ctx)
+	in, err := read(ctx)
 	if err != nil {
 		return nil, err
 	}
 	p := newPlanner(in)
 	p.keepHolds()
-	return p.held, nil
+	return p, nil
 }

@@ -11,18 +11,12 @@ import (
 	"os"
 	"syscall"
 
+	_ "github.com/holdfast-dr/holdfast/cmd/holdfast/early" // ends here where all goes well
 	"github.com/holdfast-dr/holdfast/internal/thin"
-	"github.com/holdfast-dr/holdfast/internal/thin/ahead"
 )
 
 func main() {
 	args := os.Args[1:]
-	if code, done := thin.Main(args, os.Stderr); done {
-		os.Exit(code)
-	}
-	if code, done := ahead.Main(args); done {
-		os.Exit(code)
-	}
 	program, err := thin.Whole()
 	if self, _ := os.Executable(); err == nil && program == self {
 		err = os.ErrNotExist

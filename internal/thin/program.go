@@ -15,32 +15,21 @@ const (
 
 // Whole is the program that does everything: the one of its name beside this one, which
 // may be the small one under any name, or else this one.
-func Whole() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	if beside := self[:strings.LastIndexByte(self, '/')+1] + whole; runs(beside) {
-		return beside, nil
-	}
-	return self, nil
-}
-
-func runs(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
-}
+func Whole() (string, error) { return beside(whole) }
 
 // Small is the program for archive_command and restore_command: the small one where it
 // lies beside this one, else this one.
-func Small() (string, error) {
+func Small() (string, error) { return beside(small) }
+
+// beside is the program of a name in this one's directory, or this one.
+func beside(name string) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
-	beside := self[:strings.LastIndexByte(self, '/')+1] + small
-	if runs(beside) {
-		return beside, nil
+	path := self[:strings.LastIndexByte(self, '/')+1] + name
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		return path, nil
 	}
 	return self, nil
 }

@@ -54,14 +54,19 @@ func (s Spool) entries() (list []entry) {
 	return list
 }
 
-// Has says whether a segment is there.
-func (s Spool) Has(name string) bool {
+// Missing are those of the segments that are not there, by one look.
+func (s Spool) Missing(names []string) []string {
+	there := map[string]bool{}
 	for _, e := range s.entries() {
-		if e.name == name {
-			return true
+		there[e.name] = true
+	}
+	var out []string
+	for _, name := range names {
+		if !there[name] {
+			out = append(out, name)
 		}
 	}
-	return false
+	return out
 }
 
 // take moves a segment to dest, if it is there as it was fetched; left is how many that
