@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
@@ -49,17 +48,22 @@ func TestARemovalReachesEveryVersionInEveryZoneAndAZoneBackFromTheDead(t *testin
 	if held == 0 {
 		t.Fatal("zone c held nothing of the first snapshot")
 	}
-	swept := make(chan bool, 1)
-	go func() {
+	begun, swept := make(chan bool), make(chan bool)
+	go func() { // a sweep that comes before the locks have ended removes nothing
 		defer close(swept)
-		for end := time.Now().Add(patience / 3); time.Now().Before(end); {
-			code, out, _ := r.try("db", "--output", "json", "--quiet", "retention", "apply", "--force", "cms")
-			if code == 0 && strings.Contains(out, `"removed":`) {
+		for {
+			select {
+			case <-begun:
 				return
+			case <-t.Context().Done():
+				return
+			default:
+				r.try("db", "retention", "apply", "--force", "cms")
 			}
 		}
 	}()
 	await(t, "the removal to begin", func() bool { return len(versionsIn(t, r.s3[0], first)) < held })
+	close(begun)
 	lost.Kill()
 	<-swept
 	gone := func(s *zonetest.S3Server) bool {
