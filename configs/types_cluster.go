@@ -68,6 +68,7 @@ type Objectives struct {
 type Projects struct {
 	Layout   string `yaml:"layout" required:"yes" enum:"rows|schema|database" doc:"A project is rows under one root row, a schema, or a database."`
 	Registry string `yaml:"registry" required:"yes" doc:"Query that lists projects: id and name, both text."`
+	Database string `yaml:"database" doc:"Layouts schema and database: where the registry is asked, and whose schemas are projects; left out: the database of connection."`
 	Rows     *Rows  `yaml:"rows" doc:"Where the root rows of layout rows are."`
 	Mask     []Mask `yaml:"mask" doc:"What project clone and project export write instead of a column's values."`
 	Media    *Media `yaml:"media" doc:"How the files of a project that are kept outside PostgreSQL get into an export; left out: they are named as not covered."`

@@ -128,10 +128,13 @@ func (d *decoder) checkProjects(c *Cluster, field string) {
 	if p.Layout != "rows" && p.Rows != nil && !d.bad[field+".layout"] {
 		d.at(field+".rows", "rows with layout "+cmp.Or(p.Layout, "none"), "none: only layout rows has it")
 	}
-	// A deleted project's rows lie in cluster snapshots and WAL until those age
-	// out and their objects are removed.
+	if p.Layout == "rows" && p.Database != "" {
+		d.at(field+".database", p.Database+" with layout rows", "none: rows.database says where the rows are")
+	}
+	// A deleted project lies in cluster snapshots and WAL until those age out and
+	// their objects are removed.
 	least := c.Retention.KeepAtMost + c.Retention.RemovalGrace
-	if p.Layout == "rows" && p.Purge.Within < least && !p.Purge.Early {
+	if p.Purge.Within < least && !p.Purge.Early {
 		d.at(field+".purge.within", p.Purge.Within.String(), fmt.Sprintf("at least %v (keep_at_most %v and removal_grace %v), or early: true", least, c.Retention.KeepAtMost, c.Retention.RemovalGrace))
 	}
 	if p.Media != nil && len(p.Media.Command) > 0 {

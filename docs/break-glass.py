@@ -801,9 +801,22 @@ def warn_of_deleted(stones):
     say(f"\n{bar}\nDELETED PROJECTS ARE BACK IN THIS COPY. DELETE THEM BEFORE ANYONE CONNECTS.\nlisten_addresses is empty until then: keep it so.\n")
     for t in stones:
         rows = ", ".join(f"{c['rows']} of {c['table']}" for c in t.get("counts") or [])
-        say(f"  TOMBSTONE {t['id']}, asked for at {t['requested_at']}\n    DATABASE {t['database']}, TABLE {t['root']}, COLUMN {t['key']}; rows then: {rows or 'not counted'}")
-    t = stones[0]
-    say(f"\nWhich keys these are: psql -Atc 'SELECT {t['key']}::text FROM {t['root']}' {t['database']} | break-glass.py … --deleted-among -\n{bar}")
+        where = {"schema": f"a SCHEMA of DATABASE {t['database']}", "database": "a DATABASE"}.get(
+            t["layout"], f"DATABASE {t['database']}, TABLE {t['root']}, COLUMN {t['key']}")
+        say(f"  TOMBSTONE {t['id']}, asked for at {t['requested_at']}\n    {where}; rows then: {rows or 'not counted'}")
+    say("\nWhich these are:")
+    for ask in sorted({ask_for(t) for t in stones}):
+        say(f"  {ask} | break-glass.py … --deleted-among -")
+    say(bar)
+
+
+def ask_for(t):
+    """A command that prints the keys of all projects that the copy holds where a tombstone's was."""
+    if t["layout"] == "schema":
+        return f"psql -Atc 'SELECT nspname FROM pg_namespace' {t['database']}"
+    if t["layout"] == "database":
+        return "psql -Atc 'SELECT datname FROM pg_database' postgres"
+    return f"psql -Atc 'SELECT {t['key']}::text FROM {t['root']}' {t['database']}"
 
 
 def main():

@@ -151,6 +151,7 @@ type AppliedTombstone struct {
 	ID     string          `json:"id"`
 	Found  bool            `json:"found"`
 	Counts []catalog.Count `json:"counts,omitempty"`
+	Tied   int             `json:"also_dropped,omitempty"` // what depended on a schema from outside it
 }
 
 // Seconds are the phases of a restore.

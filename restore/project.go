@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -54,10 +56,15 @@ func isOf(ctx context.Context, t catalog.Tombstone, l tenancy.Layout, keyText st
 	return tenancy.MAC(k, t.Cluster, l, keyText) == t.KeyMAC, nil
 }
 
-// View begins to read projects of the restored cluster; end closes it.
-func (room *Room) View(ctx context.Context, l tenancy.Layout) (v *tenancy.View, end func() error, err error) {
-	conn, err := room.Server.Conn(ctx, l.Database)
+// View begins to read a project of the restored cluster; end closes it. The error is
+// tenancy.ErrNoProject where the project is a database that the copy has not.
+func (room *Room) View(ctx context.Context, l tenancy.Layout, keyText string) (v *tenancy.View, end func() error, err error) {
+	conn, err := room.Server.Conn(ctx, l.In(keyText))
 	if err != nil {
+		var refused *pgconn.PgError
+		if errors.As(err, &refused) && refused.Code == "3D000" && l.Kind == tenancy.Database {
+			err = tenancy.ErrNoProject
+		}
 		return nil, nil, err
 	}
 	if v, err = tenancy.OpenView(ctx, conn, l); err != nil {
@@ -68,7 +75,7 @@ func (room *Room) View(ctx context.Context, l tenancy.Layout) (v *tenancy.View, 
 	}, nil
 }
 
-// DDL writes the DDL of the restored database of a view, by its own pg_dump.
+// DDL writes the DDL of the schemas of a view, by the restored server's own pg_dump.
 func (room *Room) DDL(ctx context.Context, v *tenancy.View, to io.Writer) error {
 	schemas, err := v.Schemas(ctx)
 	if err != nil {
@@ -78,10 +85,30 @@ func (room *Room) DDL(ctx context.Context, v *tenancy.View, to io.Writer) error 
 	if err != nil {
 		return err
 	}
+	return room.dump(ctx, v, postgres.DumpArgs(id, schemas), to)
+}
+
+// OwnDDL is DDL for the server that the copy is of: of one schema, or of all for none, with
+// owners and grants.
+func (room *Room) OwnDDL(ctx context.Context, v *tenancy.View, schema string, to io.Writer) error {
+	schemas, err := []string{schema}, error(nil)
+	if schema == "" {
+		schemas, err = v.Schemas(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	id, err := v.Export(ctx)
+	if err != nil {
+		return err
+	}
+	return room.dump(ctx, v, postgres.OwnDumpArgs(id, schemas), to)
+}
+
+func (room *Room) dump(ctx context.Context, v *tenancy.View, args []string, to io.Writer) error {
 	once := postgres.PublicOnce(to)
-	args := append(postgres.DumpArgs(id, schemas), "--dbname="+postgres.InDatabase("", v.Layout.Database))
-	if err := room.Server.Run(ctx, once, "pg_dump", args...); err != nil {
-		return fmt.Errorf("reading the DDL of the restored database %s: %w", v.Layout.Database, err)
+	if err := room.Server.Run(ctx, once, "pg_dump", append(args, "--dbname="+postgres.InDatabase("", v.Database))...); err != nil {
+		return fmt.Errorf("reading the DDL of the restored database: %w", err)
 	}
 	return once.Close()
 }

@@ -195,19 +195,36 @@ func (a *advance) absent(ctx context.Context, t catalog.Tombstone, seen tenancy.
 	return a.remember(a.mem)
 }
 
+// What a certificate covers in the database, and what not, by layout.
+var (
+	coversOf = map[string]string{
+		tenancy.Rows:     "rows that foreign keys tie to the project's root row, in the database that was configured",
+		tenancy.Schema:   "the project's schema in the database that was configured, with all that was in it",
+		tenancy.Database: "the project's database, with all that was in it",
+	}
+	notCoveredOf = map[string][]string{
+		tenancy.Rows: {
+			"tables that no foreign key ties to the root, materialized views, large objects",
+			"values of deleted rows that live's indexes keep until REINDEX (bounds of b-tree pages, entries of GIN) and its statistics until ANALYZE",
+			"other databases",
+		},
+		tenancy.Schema: {
+			"large objects, which no schema holds; other schemas and databases, roles",
+			"names (of the schema, its tables and columns) that indexes of live's catalogues keep until REINDEX, and what statistics of the catalogues keep until ANALYZE",
+		},
+		tenancy.Database: {"other databases, roles", "the database's name in indexes of live's catalogues until REINDEX, and in every database's statistics of them until ANALYZE"},
+	}
+)
+
 // certify tells the ledger, then writes the certificate.
 func (a *advance) certify(ctx context.Context, t catalog.Tombstone, absent catalog.Absent, one Purge) (catalog.Certificate, error) {
 	now := a.Now().UTC()
 	c := catalog.Certificate{
 		ID: t.ID, Tombstone: t.ID, Cluster: t.Cluster, IssuedAt: now, RequestedAt: t.RequestedAt, AbsentAt: absent.SeenAt, Deadline: t.Deadline,
-		Method: "expiry: every version of every snapshot and WAL object that was made before live was without the project has been removed from every zone, and each zone was listed afterwards, versions included",
-		Covers: []string{"rows that foreign keys tie to the project's root row, in the database that was configured", "snapshots and WAL in the zones named here"},
-		NotCovered: []string{
-			"tables that no foreign key ties to the root, materialized views, large objects",
-			"values of deleted rows that live's indexes keep until REINDEX (bounds of b-tree pages, entries of GIN) and its statistics until ANALYZE",
-			"other databases, replicas, exports, logs and copies that Holdfast did not make", "restored copies beside production", "what a store keeps below its own interface",
-		},
-		LedgerLog: a.Origin,
+		Method:     "expiry: every version of every snapshot and WAL object that was made before live was without the project has been removed from every zone, and each zone was listed afterwards, versions included",
+		Covers:     []string{coversOf[t.Layout], "snapshots and WAL in the zones named here"},
+		NotCovered: append(slices.Clone(notCoveredOf[t.Layout]), "replicas, exports, logs and copies that Holdfast did not make", "restored copies beside production", "what a store keeps below its own interface"),
+		LedgerLog:  a.Origin,
 	}
 	for _, z := range one.Zones {
 		c.Zones = append(c.Zones, catalog.CertificateZone{Name: z.Name, ListedAt: a.found.at.UTC(), Versions: z.versions, OldestCopy: z.oldest.UTC()})

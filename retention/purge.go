@@ -62,16 +62,23 @@ func (p *Purger) Preview(ctx context.Context, conn *pgx.Conn, key string) (v Pre
 			v.Name, found = one.Name, true
 		}
 	}
-	if v.Counts, err = tenancy.Count(ctx, conn, p.Layout, key); err != nil {
+	v.Counts, err = tenancy.Count(ctx, conn, p.Layout, key)
+	if err != nil && !errors.Is(err, tenancy.ErrNoProject) {
 		return v, err
 	}
-	if !found || len(v.Counts) == 0 {
+	if !found || err != nil {
 		return v, fmt.Errorf("cluster %s: %w; `project list` shows them", p.Cluster, tenancy.ErrNoProject)
 	}
 	if v.LastActivity, err = tenancy.LastActivity(ctx, conn, p.Layout, key); err != nil {
 		return v, err
 	}
-	v.NotCovered, err = tenancy.NotCovered(ctx, conn, p.Layout)
+	if v.NotCovered, err = tenancy.NotCovered(ctx, conn, p.Layout); err != nil {
+		return v, err
+	}
+	tied, err := tenancy.Tied(ctx, conn, p.Layout, key)
+	for _, what := range tied {
+		v.NotCovered = append(v.NotCovered, what+" (it depends on the project, whose deletion in live is refused until it does no more)")
+	}
 	return v, err
 }
 
@@ -202,11 +209,7 @@ func (p *Purger) DeleteInLive(ctx context.Context, conn *pgx.Conn, key, typed st
 	if err != nil {
 		return nil, fmt.Errorf("deleting a project in live: %w", err)
 	}
-	var counts []catalog.Count
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		counts, err = tenancy.Delete(ctx, tx, p.Layout, key)
-		return err
-	})
+	counts, err := tenancy.Erase(ctx, conn, p.Layout, key)
 	if err != nil {
 		return nil, fmt.Errorf("deleting a project in live: %w", err)
 	}

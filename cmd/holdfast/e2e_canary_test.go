@@ -5,42 +5,44 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"filippo.io/age"
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/zone/zonetest"
+	"github.com/holdfast-dr/holdfast/restore"
 	"github.com/holdfast-dr/holdfast/retention"
 )
 
-// cages have a column for every way in which PostgreSQL keeps a value.
+// cages have a column for every way in which PostgreSQL keeps a value; the table is
+// SCHEMA.record.
 const cages = `
-CREATE SCHEMA cms;
-CREATE TABLE cms.project (id text PRIMARY KEY, name text NOT NULL);
-CREATE TABLE cms.record (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, project_id text NOT NULL REFERENCES cms.project,
+CREATE TABLE SCHEMA.record (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, project_id text NOT NULL,
 	body text, raw bytea, long text, indexed text, words text[], few text, lo oid);
-ALTER TABLE cms.record ALTER long SET STORAGE EXTERNAL;
-CREATE INDEX record_project ON cms.record (project_id);
-CREATE INDEX record_indexed ON cms.record (indexed);
-CREATE INDEX record_lower ON cms.record (lower(body), id);
-CREATE INDEX record_words ON cms.record USING gin (words);
-CREATE STATISTICS cms.record_pairs (mcv) ON project_id, few FROM cms.record;
-INSERT INTO cms.project VALUES ('8', 'another');`
+ALTER TABLE SCHEMA.record ALTER long SET STORAGE EXTERNAL;
+CREATE INDEX record_project ON SCHEMA.record (project_id);
+CREATE INDEX record_indexed ON SCHEMA.record (indexed);
+CREATE INDEX record_lower ON SCHEMA.record (lower(body), id);
+CREATE INDEX record_words ON SCHEMA.record USING gin (words);
+CREATE STATISTICS SCHEMA.record_pairs (mcv) ON project_id, few FROM SCHEMA.record;`
 
 // fillCage gives a project rows, among those of the others in each index, and leaves
 // versions of rows behind that were updated. $1 is the canary.
 const fillCage = `
-INSERT INTO cms.record (project_id, body, raw, long, indexed, words, few)
+INSERT INTO SCHEMA.record (project_id, body, raw, long, indexed, words, few)
 SELECT $1 || 'p' || $1, $1 || 't' || $1 || md5(random()::text), convert_to($1 || 'b' || $1, 'UTF8'),
        CASE WHEN g % 60 = 0 THEN (SELECT string_agg($1 || 'l' || $1 || md5(g::text || h::text), '') FROM generate_series(1, 200) h) END,
        md5(random()::text) || $1 || 'i' || $1, ARRAY[md5(g::text) || $1 || 'w' || $1], $1 || 'f' || $1
@@ -73,21 +75,91 @@ func (c canary) kinds(data []byte, into map[string]int) {
 	}
 }
 
+// cage is a layout of projects.
+type cage struct {
+	projects string
+	make     func(a *aviary)           // what is there before any project, and project 8, "another"
+	enter    func(a *aviary, c canary) // makes a project whose id and name are its canary's
+	home     func(c canary) (db, schema string)
+	clean    []string // what the certificate leaves to whoever runs live
+	says     []string // how it says so
+	keepsLO  bool     // a large object is outside a project
+}
+
+var cagesOf = map[string]cage{
+	"rows": {
+		projects: tenantProjects,
+		make: func(a *aviary) {
+			a.pg.Exec(`CREATE SCHEMA cms; CREATE TABLE cms.project (id text PRIMARY KEY, name text NOT NULL); INSERT INTO cms.project VALUES ('8', 'another');` +
+				in("cms", cages) + `ALTER TABLE cms.record ADD FOREIGN KEY (project_id) REFERENCES cms.project`)
+		},
+		enter:   func(a *aviary, c canary) { a.pg.Exec(`INSERT INTO cms.project VALUES ($1, $2)`, c.is("p"), c.is("n")) },
+		home:    func(canary) (string, string) { return "postgres", "cms" },
+		clean:   []string{"REINDEX TABLE cms.project", "REINDEX TABLE cms.record", "ANALYZE"},
+		says:    []string{"large objects", "REINDEX", "ANALYZE"},
+		keepsLO: true,
+	},
+	"schema": {
+		projects: `    projects:
+      layout: schema
+      registry: "SELECT nspname::text, coalesce(obj_description(oid, 'pg_namespace'), nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname NOT IN ('public', 'information_schema')"
+`,
+		make: func(a *aviary) { a.pg.Exec(`CREATE SCHEMA "8"; CREATE TABLE "8".record (id int)`) },
+		enter: func(a *aviary, c canary) {
+			a.pg.Exec(fmt.Sprintf(`CREATE SCHEMA %q; COMMENT ON SCHEMA %[1]q IS '%s';`, c.is("p"), c.is("n")) + in(`"`+c.is("p")+`"`, cages))
+		},
+		home:    func(c canary) (string, string) { return "postgres", `"` + c.is("p") + `"` },
+		clean:   []string{"REINDEX SYSTEM postgres", "ANALYZE"},
+		says:    []string{"large objects", "REINDEX", "ANALYZE"},
+		keepsLO: true,
+	},
+	"database": {
+		projects: `    projects:
+      layout: database
+      registry: "SELECT datname::text, coalesce(shobj_description(oid, 'pg_database'), datname::text) FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')"
+      database: postgres
+`,
+		make: func(a *aviary) { a.pg.Exec(`CREATE DATABASE "8"`) },
+		enter: func(a *aviary, c canary) {
+			a.pg.Exec(fmt.Sprintf(`CREATE DATABASE %q`, c.is("p")))
+			a.pg.Exec(fmt.Sprintf(`COMMENT ON DATABASE %q IS '%s'`, c.is("p"), c.is("n")))
+			a.within(c.is("p"), in("public", cages))
+		},
+		home:  func(c canary) (string, string) { return c.is("p"), "public" },
+		clean: []string{"REINDEX SYSTEM postgres", "ANALYZE"},
+		says:  []string{"REINDEX", "ANALYZE"},
+	},
+}
+
+// in puts a schema's name into SQL.
+func in(schema, sql string) string { return strings.ReplaceAll(sql, "SCHEMA", schema) }
+
+// within runs SQL in a database.
+func (a *aviary) within(db, sql string, args ...any) {
+	a.t.Helper()
+	conn := a.pg.Conn(db)
+	defer conn.Close(a.t.Context())
+	if _, err := conn.Exec(a.t.Context(), sql, args...); err != nil {
+		a.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
 // aviary is three zones, a bucket that keeps versions among them, with what opens
 // everything that they hold.
 type aviary struct {
 	*rig
+	cage
 	bucket *zonetest.S3Server
 	ids    []age.Identity
 }
 
-func newAviary(t *testing.T, pg *pgtest.Cluster) *aviary {
+func newAviary(t *testing.T, pg *pgtest.Cluster, c cage) *aviary {
 	r := newRig(t, pg, false)
-	a := &aviary{rig: r, bucket: zonetest.StartS3(t, 1)[0]}
+	a := &aviary{rig: r, cage: c, bucket: zonetest.StartS3(t, 1)[0]}
 	lines := strings.SplitAfter(r.zones, "\n")
 	r.zones = strings.Join(lines[:2], "") + r.s3Zone("c", a.bucket, a.bucket.Endpoint)
 	r.cluster = "    retention: {window: 1s, daily: 1, keep_at_least: 1s, keep_at_most: 2m, renew_after: 1s, removal_grace: 1s}\n" +
-		tenantProjects + "      purge: {within: 1h, grace: 1s}\n"
+		c.projects + "      purge: {within: 1h, grace: 1s}\n"
 	r.configure()
 	for _, file := range []string{"drill/data.key", "keys/index"} {
 		text, err := os.ReadFile(r.path(file))
@@ -103,12 +175,14 @@ func newAviary(t *testing.T, pg *pgtest.Cluster) *aviary {
 	return a
 }
 
-// fill makes a project whose id and name are its canary's.
+// fill makes a project and fills it.
 func (a *aviary) fill(c canary) {
 	a.t.Helper()
-	a.pg.Exec(`INSERT INTO cms.project VALUES ($1, $2)`, c.is("p"), c.is("n"))
-	a.pg.Exec(fillCage, string(c))
-	a.pg.Exec(`UPDATE cms.record SET body = $2 WHERE project_id = $1 AND id % 50 = 0`, c.is("p"), c.is("u"))
+	a.enter(a, c)
+	db, schema := a.home(c)
+	a.within(db, in(schema, fillCage), string(c))
+	a.within(db, in(schema, `UPDATE SCHEMA.record SET body = $2 WHERE project_id = $1 AND id % 50 = 0`), c.is("p"), c.is("u"))
+	a.within(db, "ANALYZE")
 }
 
 // each calls fn with every version of every object of every zone, by the zones' own listings.
@@ -292,14 +366,18 @@ func (a *aviary) below(dir string, c canary) map[string]map[string]int {
 
 // cleanLive does for the tables what a purge waits for, and for what is made of them, before
 // it, what the certificate leaves to whoever runs live: indexes and statistics keep values.
-func (a *aviary) cleanLive(tombstone string) {
+func (a *aviary) cleanLive(tombstone string, kept canary) {
 	a.t.Helper()
-	for _, sql := range []string{"VACUUM", "REINDEX TABLE cms.project", "REINDEX TABLE cms.record", "ANALYZE"} {
+	for _, sql := range append([]string{"VACUUM"}, a.clean...) {
 		a.pg.Exec(sql)
 	}
 	// A vacuum takes what nobody can see any more.
 	now := pgtest.Value[string](a.pg, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
 	a.pg.Await("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND age(backend_xmin) > age($1::text::xid8::xid))", now)
+	if db, _ := a.home(kept); db != "postgres" { // its statistics are of what databases share, too
+		a.within(db, "ANALYZE")
+		a.within(db, "VACUUM pg_catalog.pg_statistic")
+	}
 	a.pg.Exec("VACUUM pg_catalog.pg_statistic")
 	a.pg.Exec("VACUUM pg_catalog.pg_statistic_ext_data")
 	await(a.t, "live without the project's rows", func() bool {
@@ -311,26 +389,32 @@ func (a *aviary) cleanLive(tombstone string) {
 // Canaries of every kind of value are put into a project, found wherever its copies are
 // said to be, and in no byte of any zone, of the node or of a restored directory once its
 // certificate is there; its neighbour's are found by the same look. Indexes were rebuilt and
-// statistics made anew, and a large object stays: what the certificate says is not covered.
-func TestNoByteOfAPurgedProjectIsLeftInAnyZone(t *testing.T) { // promise 7
+// statistics made anew, and a large object stays where it is no project's: what the
+// certificate says is not covered.
+func TestNoByteOfAPurgedProjectIsLeftInAnyZone(t *testing.T)  { noByteIsLeft(t, "rows") }     // promise 7
+func TestNoByteOfAPurgedSchemaIsLeftInAnyZone(t *testing.T)   { noByteIsLeft(t, "schema") }   // promise 7
+func TestNoByteOfAPurgedDatabaseIsLeftInAnyZone(t *testing.T) { noByteIsLeft(t, "database") } // promise 7
+
+func noByteIsLeft(t *testing.T, layout string) {
 	pg := pgtest.Start(t, pgtest.WithSetting("autovacuum", "off"))
-	pg.Exec(cages)
-	a := newAviary(t, pg)
+	a := newAviary(t, pg, cagesOf[layout])
+	a.make(a)
 	daemon := a.daemon("db")
 	gone, kept, large := newCanary(), newCanary(), newCanary()
 	a.fill(gone)
 	a.fill(kept)
-	pg.Exec(`UPDATE cms.record SET lo = lo_from_bytea(0, convert_to($2, 'UTF8')) WHERE id = (SELECT min(id) FROM cms.record WHERE project_id = $1)`, gone.is("p"), large.is("o"))
-	pg.Exec("ANALYZE")
-	ask[snapshotDoc](a.rig, "db", "snapshot", "take", "cms")
+	db, schema := a.home(gone)
+	a.within(db, in(schema, `UPDATE SCHEMA.record SET lo = lo_from_bytea(0, convert_to($2, 'UTF8')) WHERE id = (SELECT min(id) FROM SCHEMA.record WHERE project_id = $1)`), gone.is("p"), large.is("o"))
+	with := ask[snapshotDoc](a.rig, "db", "snapshot", "take", "cms").ID
 	a.archived(zoneLetters...)
 	deleted := ask[deletedDoc](a.rig, "db", "project", "delete", "cms", gone.is("p"), "--in-live", "--yes").Tombstone
 	before, _ := a.look(gone, kept)
 	a.everywhere("before, the project", before[0], "ptbliwu")
 	a.everywhere("before, its neighbour", before[1], "ptbliwu")
 	a.named("before", deleted, before[0])
+	a.without(deleted, with, gone, kept)
 
-	a.cleanLive(deleted)
+	a.cleanLive(deleted, kept)
 	ask[snapshotDoc](a.rig, "db", "snapshot", "take", "--full", "cms")
 	ageing, objects := a.look(gone)
 	if n := a.named("while it ages", deleted, ageing[0]); len(ageing[0].in) == 0 || n >= objects {
@@ -351,6 +435,32 @@ func TestNoByteOfAPurgedProjectIsLeftInAnyZone(t *testing.T) { // promise 7
 	}
 }
 
+// without restores a snapshot that has the project, and asks the copy for it.
+func (a *aviary) without(tombstone, snapshot string, gone, kept canary) {
+	a.t.Helper()
+	got := a.restore("with", "--snapshot", snapshot, "--immediate")
+	if i := slices.IndexFunc(got.Tombstones, func(s restore.AppliedTombstone) bool { return s.ID == tombstone }); i < 0 || !got.Tombstones[i].Found {
+		a.t.Errorf("the restore says of tombstones %+v", got.Tombstones)
+	}
+	at := a.rig.open("with")
+	rows := func(c canary) (n int) {
+		db, schema := a.home(c)
+		conn, err := pgx.Connect(a.t.Context(), fmt.Sprintf("host=%s port=%d user=postgres dbname=%s sslmode=disable", at.Socket, at.Port, db))
+		if err == nil {
+			err = conn.QueryRow(a.t.Context(), in(schema, `SELECT count(*) FROM SCHEMA.record WHERE project_id = $1`), c.is("p")).Scan(&n)
+			conn.Close(a.t.Context())
+		}
+		if err != nil {
+			return -1
+		}
+		return n
+	}
+	if rows(gone) > 0 || rows(kept) != 600 {
+		a.t.Errorf("a restored copy has %d rows of the deleted project, and %d of its neighbour", rows(gone), rows(kept))
+	}
+	a.discard(a.path("with"))
+}
+
 func (a *aviary) purged(tombstone string, gone, kept, large canary) {
 	a.t.Helper()
 	after, _ := a.look(gone, kept, large)
@@ -359,8 +469,8 @@ func (a *aviary) purged(tombstone string, gone, kept, large canary) {
 	}
 	a.everywhere("after, the neighbour", after[1], "")
 	says := ask[catalog.Certificate](a.rig, "db", "purge", "certificate", tombstone).NotCovered
-	for _, what := range []string{"large objects", "REINDEX", "ANALYZE"} {
-		if len(after[2].in) == 0 || !strings.Contains(strings.Join(says, "; "), what) {
+	for _, what := range a.says {
+		if (len(after[2].in) > 0) != a.keepsLO || !strings.Contains(strings.Join(says, "; "), what) {
 			a.t.Errorf("the large object is in %d objects, and the certificate does not cover %q", len(after[2].in), says)
 		}
 	}

@@ -84,19 +84,16 @@ func (n *node) purger(cluster string) (*retention.Purger, error) {
 	if err != nil {
 		return nil, err
 	}
+	layout, _, err := layoutOf(c)
 	if c.Projects == nil {
-		return nil, usage("cluster %s has no projects in the configuration: see clusters[].projects in `holdfast config example`", cluster)
-	}
-	if c.Projects.Rows == nil {
-		return nil, usage("cluster %s: projects.layout %s is not built in this version; rows is", cluster, c.Projects.Layout)
+		return nil, err
 	}
 	k, err := n.keeper(cluster)
 	if err != nil {
 		return nil, err
 	}
-	r := c.Projects.Rows
 	return &retention.Purger{
-		Keeper: k, Layout: tenancy.Layout{Kind: c.Projects.Layout, Database: r.Database, Root: r.Root, Key: r.Key},
+		Keeper: k, Layout: layout,
 		Registry: c.Projects.Registry, Within: c.Projects.Purge.Within.Std(), Epoch: n.keys.Epoch, Origin: n.ledger.Origin(),
 		Keys:   func(epoch int) (seal.DigestKeys, error) { return n.digestKeys(context.Background(), epoch) },
 		Memory: n.state("purge-" + cluster + ".json"),
@@ -146,7 +143,15 @@ func (n *node) withLive(ctx context.Context, cluster string, do func(*retention.
 	if err != nil {
 		return err
 	}
-	conn, err := n.liveConn(ctx, cluster, p.Layout.Database)
+	c, err := n.cluster(cluster)
+	if err != nil {
+		return err
+	}
+	_, database, err := layoutOf(c)
+	if err != nil {
+		return err
+	}
+	conn, err := n.liveConn(ctx, cluster, database)
 	if err != nil {
 		return err
 	}
@@ -170,7 +175,7 @@ func (n *node) projectList(ctx context.Context, in projectsIn) (doc projectsDoc,
 			return nil
 		}
 		i := 0
-		return tenancy.Sizes(ctx, conn, p.Layout, keys, func(_ string, list []tenancy.Size) {
+		return tenancy.Sizes(ctx, conn, p.Layout, keys, func(list []tenancy.Size) {
 			rows, bytes := totals(list)
 			doc.Projects[i].Rows, doc.Projects[i].Bytes = &rows, &bytes
 			i++
@@ -191,7 +196,7 @@ func (n *node) projectShow(ctx context.Context, in projectIn) (doc projectDoc, e
 		if doc.Preview, err = p.Preview(ctx, conn, in.Project); err != nil {
 			return err
 		}
-		return tenancy.Sizes(ctx, conn, p.Layout, []string{in.Project}, func(_ string, list []tenancy.Size) {
+		return tenancy.Sizes(ctx, conn, p.Layout, []string{in.Project}, func(list []tenancy.Size) {
 			doc.Sizes = list
 			_, doc.Bytes = totals(list)
 		})
@@ -231,7 +236,7 @@ func (n *node) purges(ctx context.Context, in purgeQuery) (purgesDoc, error) {
 	n.keeping.Lock()
 	defer n.keeping.Unlock()
 	for _, c := range n.cfg.Clusters {
-		if c.Projects == nil || c.Projects.Rows == nil {
+		if c.Projects == nil {
 			continue
 		}
 		p, err := n.purger(c.Name)

@@ -92,12 +92,7 @@ func (e *env) projectExportCommand() *cobra.Command {
 // run exports projects; what is not whole is not there.
 func (x *exporting) run(ctx context.Context, target string, keys []string, all bool) (doc exportDoc, err error) {
 	began := time.Now()
-	conn, err := x.connect(ctx, x.layout.Database)
-	if err != nil {
-		return doc, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	list, names, err := x.names(ctx, conn)
+	list, names, err := x.listed(ctx)
 	if err != nil {
 		return doc, err
 	}
@@ -109,9 +104,14 @@ func (x *exporting) run(ctx context.Context, target string, keys []string, all b
 	if x.out, err = portable.Create(target); err != nil {
 		return doc, err
 	}
-	if x.view, err = tenancy.OpenView(ctx, conn, x.layout); err == nil {
-		doc = exportDoc{To: target, Cluster: x.cluster.Name, Moment: x.view.At, Form: x.form}
-		err = errors.Join(x.fill(ctx, &doc, keys, names, all), x.view.Close(ctx))
+	doc = exportDoc{To: target, Cluster: x.cluster.Name, Form: x.form}
+	if x.layout.Kind == tenancy.Database {
+		err = x.apart(ctx, &doc, keys, names, all)
+	} else {
+		err = x.open(ctx, "", keys, func() error {
+			doc.Moment = x.view.At
+			return x.fill(ctx, &doc, keys, names, all)
+		})
 	}
 	if err == nil {
 		err = x.out.Commit()
@@ -122,12 +122,64 @@ func (x *exporting) run(ctx context.Context, target string, keys []string, all b
 		return doc, err
 	}
 	doc.Seconds = time.Since(began).Seconds()
-	x.e.recordProjects(ctx, x.projectSource, "project.exported", keys, map[string]any{"moment": x.view.At, "form": x.form})
+	x.e.recordProjects(ctx, x.projectSource, "project.exported", keys, map[string]any{"moment": doc.Moment, "form": x.form})
 	return doc, nil
 }
 
+// open calls do while a view is open: of the database of key, for projects.
+func (x *exporting) open(ctx context.Context, key string, keys []string, do func() error) error {
+	v, end, err := x.projectSource.view(ctx, key)
+	if err != nil {
+		return err
+	}
+	x.view = v
+	err = v.Keep(ctx, x.registry, keys...)
+	if err == nil {
+		err = do()
+	}
+	return errors.Join(err, end())
+}
+
+// apart exports projects that are databases, each in a moment of its own: no snapshot
+// is of two databases.
+func (x *exporting) apart(ctx context.Context, doc *exportDoc, keys []string, names map[string]string, all bool) error {
+	single := len(keys) == 1 && !all
+	bar := x.e.progress("export of " + x.cluster.Name)
+	defer bar.end()
+	seen := map[string]bool{}
+	doc.NotCovered = []string{}
+	for i, key := range keys {
+		dir := ""
+		if !single {
+			dir = "projects/" + folder(key, i) + "/"
+		}
+		err := x.open(ctx, key, nil, func() error {
+			if err := x.prepare(ctx, dir); err != nil {
+				return err
+			}
+			entry, err := x.one(ctx, key, names[key], dir, true, func(table string) {
+				bar.show(fmt.Sprintf("project %d of %d, now %s", i+1, len(keys), table), 0, 0)
+			})
+			doc.Moment, doc.Projects = x.view.At, append(doc.Projects, entry)
+			if single {
+				doc.DDL = x.ddl
+			}
+			return err
+		})
+		if err != nil {
+			return projectFault(x.cluster.Name, key, err)
+		}
+		for _, s := range x.common {
+			if !seen[s] {
+				seen[s], doc.NotCovered = true, append(doc.NotCovered, s)
+			}
+		}
+	}
+	return x.index(doc, single, nil)
+}
+
 func (x *exporting) fill(ctx context.Context, doc *exportDoc, keys []string, names map[string]string, all bool) error {
-	if err := x.prepare(ctx); err != nil {
+	if err := x.prepare(ctx, ""); err != nil {
 		return err
 	}
 	doc.DDL, doc.NotCovered = x.ddl, x.common
@@ -149,20 +201,26 @@ func (x *exporting) fill(ctx context.Context, doc *exportDoc, keys []string, nam
 		bytes += entry.Bytes
 		doc.Projects = append(doc.Projects, entry)
 	}
+	return x.index(doc, single, x.view.At)
+}
+
+// index writes the manifest of several projects; one of them has its own alone.
+func (x *exporting) index(doc *exportDoc, single bool, moment any) error {
 	if single {
 		return nil
 	}
 	_, err := x.out.AddJSON(portable.ManifestName, portable.Index{
-		Format: portable.Format, Cluster: x.cluster.Name, Moment: x.view.At, Software: version, MadeAt: x.madeAt, DDL: x.ddl, Projects: doc.Projects,
+		Format: portable.Format, Cluster: x.cluster.Name, Moment: moment, Software: version, MadeAt: x.madeAt, DDL: doc.DDL, Projects: doc.Projects,
 	})
 	return err
 }
 
-// prepare writes what all projects have in common: the DDL, and what is not covered.
-func (x *exporting) prepare(ctx context.Context) (err error) {
-	x.common = []string{}
+// prepare writes what all projects below dir have in common: the DDL, and what is not
+// covered.
+func (x *exporting) prepare(ctx context.Context, dir string) (err error) {
+	x.common, x.ddl, x.noDDL = []string{}, nil, ""
 	var by string
-	f, err := x.out.Add("schema.sql", func(to io.Writer) error {
+	f, err := x.out.Add(dir+"schema.sql", func(to io.Writer) error {
 		by, err = x.projectSource.ddl(ctx, x.view, x.binaries, to)
 		if errors.Is(err, postgres.ErrNoDump) {
 			x.noDDL = err.Error()
@@ -174,6 +232,7 @@ func (x *exporting) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if x.noDDL == "" {
+		f.Name = "schema.sql"
 		x.ddl = &portable.DDL{By: by, File: f}
 	} else {
 		x.common = append(x.common, "the tables' DDL: "+x.noDDL)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/configs"
@@ -69,16 +68,11 @@ func (e *env) projectCloneCommand() *cobra.Command {
 }
 
 func (e *env) cloneProject(ctx context.Context, t *projectSource, key, on, binaries string, masks tenancy.Masks) (doc newDoc, err error) {
-	conn, err := t.connect(ctx, t.layout.Database)
+	v, end, err := t.view(ctx, key)
 	if err != nil {
 		return doc, err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	v, err := tenancy.OpenView(ctx, conn, t.layout)
-	if err != nil {
-		return doc, err
-	}
-	defer func() { err = errors.Join(err, v.Close(ctx)) }()
+	defer func() { err = errors.Join(err, end()) }()
 	doc, err = e.intoNew(ctx, t, v, key, on, masks, func(to io.Writer) error {
 		_, err := t.ddl(ctx, v, binaries, to)
 		return err
@@ -92,6 +86,9 @@ func (e *env) cloneProject(ctx context.Context, t *projectSource, key, on, binar
 // intoNew loads a project of a view into a fresh database.
 func (e *env) intoNew(ctx context.Context, t *projectSource, v *tenancy.View, key, on string, masks tenancy.Masks, ddl func(io.Writer) error) (doc newDoc, err error) {
 	began := time.Now()
+	if err := v.Keep(ctx, t.registry, key); err != nil {
+		return doc, err
+	}
 	s, err := v.Project(ctx, key)
 	if err == nil {
 		err = masks.Check(ctx, s)
@@ -157,8 +154,7 @@ func makeFresh(ctx context.Context, dsn string, at tenancy.Moment) (*freshDataba
 	}
 	f := &freshDatabase{cfg: cfg, where: fmt.Sprintf("database %s on %s port %d", cfg.Database, cfg.Host, cfg.Port)}
 	f.conn, err = pgx.ConnectConfig(ctx, cfg)
-	var absent *pgconn.PgError
-	if errors.As(err, &absent) && absent.Code == "3D000" {
+	if isAbsent(err) {
 		if err = f.create(ctx, at); err == nil {
 			f.conn, err = pgx.ConnectConfig(ctx, cfg)
 		}
@@ -184,6 +180,14 @@ func (f *freshDatabase) create(ctx context.Context, at tenancy.Moment) error {
 		return fmt.Errorf("making it: %w", err)
 	}
 	f.made = true
+	return nil
+}
+
+// own gives the database to the role that owned it.
+func (f *freshDatabase) own(ctx context.Context, role string) error {
+	if _, err := f.conn.Exec(ctx, `ALTER DATABASE `+pgx.Identifier{f.cfg.Database}.Sanitize()+` OWNER TO `+pgx.Identifier{role}.Sanitize()); err != nil {
+		return fmt.Errorf("giving %s to its owner: %w", f.where, err)
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/internal/durable"
+	"github.com/holdfast-dr/holdfast/internal/postgres"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 	"github.com/holdfast-dr/holdfast/internal/tenancy"
 	"github.com/holdfast-dr/holdfast/restore"
@@ -127,7 +129,7 @@ func (p *putBack) run(ctx context.Context) error {
 
 // mayWrite tries what the merge will need of live.
 func (p *putBack) mayWrite(ctx context.Context) error {
-	conn, err := p.connect(ctx, p.layout.Database)
+	conn, err := p.connect(ctx, p.database)
 	if err != nil {
 		return err
 	}
@@ -170,9 +172,9 @@ func (p *putBack) beside(ctx context.Context, w *world, repo restore.Repo, plan 
 	if room.Result.Quarantined {
 		return notHeld("bring more zones back", "restoring a project: %w", restore.ErrTombstones)
 	}
-	v, end, err := room.View(ctx, p.layout)
+	v, end, err := room.View(ctx, p.layout, p.key)
 	if err != nil {
-		return err
+		return p.explain(plan, err)
 	}
 	if p.into == "new" {
 		err = p.intoNew(ctx, room, v)
@@ -233,6 +235,9 @@ func (p *putBack) intoNew(ctx context.Context, room *restore.Room, v *tenancy.Vi
 
 func (p *putBack) intoLive(ctx context.Context, room *restore.Room, v *tenancy.View) error {
 	began := time.Now()
+	if err := v.Keep(ctx, p.registry, p.key); err != nil {
+		return err
+	}
 	s, err := v.Project(ctx, p.key)
 	if err != nil {
 		return err
@@ -241,13 +246,16 @@ func (p *putBack) intoLive(ctx context.Context, room *restore.Room, v *tenancy.V
 	if doc.NotCovered, err = v.NotCovered(ctx); err != nil {
 		return err
 	}
-	conn, err := p.connect(ctx, p.layout.Database)
-	if err != nil {
+	conn, err := p.connect(ctx, p.layout.In(p.key))
+	if p.layout.Kind == tenancy.Database && isAbsent(err) {
+		doc.Changes = s.Additions()
+	} else if err != nil {
 		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if doc.Changes, err = tenancy.Compare(ctx, conn, p.layout, s); err != nil {
-		return err
+	} else {
+		defer conn.Close(context.WithoutCancel(ctx))
+		if doc.Changes, err = tenancy.Compare(ctx, conn, p.layout, s); err != nil {
+			return err
+		}
 	}
 	if p.e.output == "text" {
 		putBackText(p.e.out, doc)
@@ -258,7 +266,7 @@ func (p *putBack) intoLive(ctx context.Context, room *restore.Room, v *tenancy.V
 	if err := p.confirm(ctx, room); err != nil {
 		return err
 	}
-	return p.apply(ctx, conn, s, doc, began)
+	return p.apply(ctx, room, v, conn, s, doc, began)
 }
 
 // confirm asks for the project's id, or its name as the copy has it.
@@ -266,7 +274,7 @@ func (p *putBack) confirm(ctx context.Context, room *restore.Room) error {
 	if p.yes {
 		return nil
 	}
-	conn, err := room.Server.Conn(ctx, p.layout.Database)
+	conn, err := room.Server.Conn(ctx, p.database)
 	if err != nil {
 		return err
 	}
@@ -286,11 +294,27 @@ func (p *putBack) confirm(ctx context.Context, room *restore.Room) error {
 	return nil
 }
 
-func (p *putBack) apply(ctx context.Context, conn *pgx.Conn, s *tenancy.Slice, doc putBackDoc, began time.Time) error {
+// apply puts the project into live; conn is nil where it is a database that live has not.
+func (p *putBack) apply(ctx context.Context, room *restore.Room, v *tenancy.View, conn *pgx.Conn, s *tenancy.Slice, doc putBackDoc, began time.Time) error {
 	if err := p.deleted(ctx); err != nil { // meanwhile
 		return err
 	}
-	done, err := tenancy.Merge(ctx, conn, p.layout, s)
+	ddl := func() ([]byte, error) {
+		var text bytes.Buffer
+		schema := p.key
+		if p.layout.Kind == tenancy.Database {
+			schema = ""
+		}
+		err := room.OwnDDL(ctx, v, schema, &limit{&text, maxDDL})
+		return text.Bytes(), err
+	}
+	var done tenancy.Merged
+	var err error
+	if conn == nil {
+		done, err = p.remake(ctx, v, s, ddl)
+	} else {
+		done, err = tenancy.Merge(ctx, conn, p.layout, s, ddl)
+	}
 	if err != nil {
 		return err
 	}
@@ -306,7 +330,14 @@ func (p *putBack) apply(ctx context.Context, conn *pgx.Conn, s *tenancy.Slice, d
 			fmt.Fprintln(w, "live had changed meanwhile; what was done:")
 			changesText(w, doc.Changes)
 		}
-		fmt.Fprintf(w, "project %s is in live as it was; the other rows of %d tables are as they were, by digests before and after\n", doc.Project, len(done.Others))
+		switch {
+		case done.Made:
+			fmt.Fprintf(w, "project %s is in live as it was: its %s was made anew, with owners and grants\n", doc.Project, p.layout.Kind)
+		case p.layout.Kind == tenancy.Schema || p.layout.Kind == tenancy.Database:
+			fmt.Fprintf(w, "project %s is in live as it was; nothing was written outside its %s\n", doc.Project, p.layout.Kind)
+		default:
+			fmt.Fprintf(w, "project %s is in live as it was; the other rows of %d tables are as they were, by digests before and after\n", doc.Project, len(done.Others))
+		}
 		for _, q := range done.Sequences {
 			fmt.Fprintf(w, "  sequence %s moved from %d to %d\n", q.Name, q.From, q.To)
 		}
@@ -314,6 +345,32 @@ func (p *putBack) apply(ctx context.Context, conn *pgx.Conn, s *tenancy.Slice, d
 			fmt.Fprintln(w, "  materialized view not renewed, it shows what live had before:", v)
 		}
 	})
+}
+
+// remake makes a database anew in live and fills it; what fails on the way leaves none.
+func (p *putBack) remake(ctx context.Context, v *tenancy.View, s *tenancy.Slice, ddl func() ([]byte, error)) (done tenancy.Merged, err error) {
+	dsn, err := dsnOf(p.cluster)
+	if err != nil {
+		return done, err
+	}
+	text, err := ddl()
+	if err != nil {
+		return done, err
+	}
+	fresh, err := makeFresh(ctx, postgres.InDatabase(dsn, p.key), v.At)
+	if err != nil {
+		return done, err
+	}
+	done = tenancy.Merged{Changes: s.Additions(), Sequences: []tenancy.Moved{}, Others: []tenancy.Digest{}, Made: true}
+	var loaded tenancy.Loaded
+	if err = tenancy.Define(ctx, fresh.conn, text); err == nil {
+		loaded, err = tenancy.Load(ctx, fresh.conn, s, nil, func(string, int64) {})
+	}
+	if err == nil {
+		err = fresh.own(ctx, v.Owner)
+	}
+	done.Restored, done.Views = loaded.Tables, loaded.Views
+	return done, errors.Join(err, fresh.end(ctx, err))
 }
 
 func putBackText(w io.Writer, d putBackDoc) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/postgres"
@@ -22,6 +24,7 @@ type projectSource struct {
 	cluster  configs.Cluster
 	layout   tenancy.Layout
 	registry string
+	database string // where the registry is asked
 }
 
 // projectSource reads the configuration for a cluster's projects. Nothing else is opened:
@@ -35,23 +38,37 @@ func (e *env) projectSource(cluster string) (*projectSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := layoutOf(c)
+	l, database, err := layoutOf(c)
 	if err != nil {
 		return nil, err
 	}
-	return &projectSource{cfg, c, l, c.Projects.Registry}, nil
+	return &projectSource{cfg, c, l, c.Projects.Registry, database}, nil
 }
 
-// layoutOf is where a cluster's projects are.
-func layoutOf(c configs.Cluster) (tenancy.Layout, error) {
-	if c.Projects == nil {
-		return tenancy.Layout{}, usage("cluster %s has no projects in the configuration: see clusters[].projects in `holdfast config example`", c.Name)
+// layoutOf is where a cluster's projects are, and the database where the registry is asked.
+func layoutOf(c configs.Cluster) (l tenancy.Layout, database string, err error) {
+	p := c.Projects
+	if p == nil {
+		return l, "", usage("cluster %s has no projects in the configuration: see clusters[].projects in `holdfast config example`", c.Name)
 	}
-	if c.Projects.Rows == nil {
-		return tenancy.Layout{}, usage("cluster %s: projects.layout %s is not built in this version; rows is", c.Name, c.Projects.Layout)
+	l.Kind = p.Layout // whoever only reads the repository needs no more
+	if r := p.Rows; r != nil {
+		return tenancy.Layout{Kind: p.Layout, Database: r.Database, Root: r.Root, Key: r.Key}, r.Database, nil
 	}
-	r := c.Projects.Rows
-	return tenancy.Layout{Kind: c.Projects.Layout, Database: r.Database, Root: r.Root, Key: r.Key}, nil
+	if database = p.Database; database == "" {
+		if c.Connection == "" {
+			return l, "", usage("cluster %s: projects.database is not given, and no connection says it: name the database where the registry is asked", c.Name)
+		}
+		cfg, err := pgx.ParseConfig(c.Connection)
+		if err != nil {
+			return l, "", fmt.Errorf("cluster %s: the connection string does not parse", c.Name)
+		}
+		database = cmp.Or(cfg.Database, cfg.User)
+	}
+	if l.Kind == tenancy.Schema {
+		l.Database = database
+	}
+	return l, database, nil
 }
 
 // connect connects to a database of the live server.
@@ -64,6 +81,37 @@ func (t *projectSource) connect(ctx context.Context, database string) (*pgx.Conn
 		return nil, err
 	}
 	return dialProjects(ctx, t.cluster.Name, dsn, database)
+}
+
+// view begins to read a project of live, in one snapshot; end closes it.
+func (t *projectSource) view(ctx context.Context, key string) (v *tenancy.View, end func() error, err error) {
+	conn, err := t.connect(ctx, t.layout.In(key))
+	if err != nil {
+		if t.layout.Kind == tenancy.Database && isAbsent(err) {
+			err = tenancy.ErrNoProject
+		}
+		return nil, nil, err
+	}
+	if v, err = tenancy.OpenView(ctx, conn, t.layout); err != nil {
+		return nil, nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+	}
+	return v, func() error { return errors.Join(v.Close(ctx), conn.Close(context.WithoutCancel(ctx))) }, nil
+}
+
+// isAbsent says whether a connection failed because there is no such database.
+func isAbsent(err error) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && refused.Code == "3D000"
+}
+
+// listed are the live projects and their names by their keys.
+func (t *projectSource) listed(ctx context.Context) (list []tenancy.Project, names map[string]string, err error) {
+	conn, err := t.connect(ctx, t.database)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return t.names(ctx, conn)
 }
 
 // masks are the configuration's, and those of flags, TABLE.COLUMN=EXPRESSION each,
@@ -115,15 +163,19 @@ func (t *projectSource) ddl(ctx context.Context, v *tenancy.View, binaries strin
 	if err != nil {
 		return "", err
 	}
+	return dump.Version, t.dump(ctx, dump, v.Database, args, to)
+}
+
+func (t *projectSource) dump(ctx context.Context, dump postgres.Dump, database string, args []string, to io.Writer) error {
 	password := ""
 	if t.cluster.Password != nil {
 		pw, err := t.cluster.Password.Load()
 		if err != nil {
-			return "", usage("clusters[%s].password: %w", t.cluster.Name, err)
+			return usage("clusters[%s].password: %w", t.cluster.Name, err)
 		}
 		password = string(pw)
 	}
-	return dump.Version, dump.DDL(ctx, t.cluster.Connection, password, v.Layout.Database, args, to)
+	return dump.DDL(ctx, t.cluster.Connection, password, database, args, to)
 }
 
 func dumpArgs(ctx context.Context, v *tenancy.View) ([]string, error) {

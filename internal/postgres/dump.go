@@ -52,9 +52,13 @@ func FindDump(ctx context.Context, pattern string, major int) (Dump, error) {
 // snapshot: tables, types, functions and the extensions they need, without owners,
 // grants and tablespaces, which are the server's, and without what replicates.
 func DumpArgs(snapshot string, schemas []string) []string {
+	return append([]string{"--no-owner", "--no-privileges"}, OwnDumpArgs(snapshot, schemas)...)
+}
+
+// OwnDumpArgs are DumpArgs with owners and grants, for a server that has the roles.
+func OwnDumpArgs(snapshot string, schemas []string) []string {
 	args := []string{
-		"--schema-only", "--no-owner", "--no-privileges", "--no-tablespaces", "--no-publications", "--no-subscriptions", "--no-security-labels",
-		"--encoding=UTF8", "--extension=*",
+		"--schema-only", "--no-tablespaces", "--no-publications", "--no-subscriptions", "--no-security-labels", "--encoding=UTF8", "--extension=*",
 	}
 	if snapshot != "" {
 		args = append(args, "--snapshot="+snapshot)

@@ -17,8 +17,11 @@ import (
 var ErrRemains = errors.New("rows of the project remain; nothing was changed")
 
 // Count counts the rows of a project by table, in one snapshot of the database
-// and without a lock; an empty list where there is no such project.
+// and without a lock. The error is ErrNoProject where there is no such project.
 func Count(ctx context.Context, conn *pgx.Conn, l Layout, keyText string) (counts []catalog.Count, err error) {
+	if !l.rows() {
+		return countTables(ctx, conn, l, keyText)
+	}
 	err = inTx(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
 		if err := settle(ctx, tx); err != nil {
 			return err
@@ -31,7 +34,9 @@ func Count(ctx context.Context, conn *pgx.Conn, l Layout, keyText string) (count
 		if err != nil {
 			return err
 		}
-		_, counts, err = d.counts(ctx)
+		if _, counts, err = d.counts(ctx); err == nil && len(counts) == 0 {
+			err = ErrNoProject
+		}
 		return err
 	})
 	if err != nil {
@@ -40,7 +45,33 @@ func Count(ctx context.Context, conn *pgx.Conn, l Layout, keyText string) (count
 	return counts, nil
 }
 
-// Delete deletes a project in tx, children first, and looks again; materialized
+// Erase deletes a project in live, in one transaction: rows as [Delete] does, a schema
+// with all that is in it, a database to which nobody is connected. A schema that
+// something outside it depends on is left as it is (ErrTied). The error is ErrNoProject
+// where there is no such project.
+func Erase(ctx context.Context, conn *pgx.Conn, l Layout, keyText string) (counts []catalog.Count, err error) {
+	switch {
+	case l.Kind == Schema:
+		counts, _, err = dropSchema(ctx, conn, keyText, false)
+	case l.Kind == Database:
+		if counts, err = countTables(ctx, conn, l, keyText); err == nil {
+			err = dropDatabase(ctx, conn, keyText, false)
+		}
+	default:
+		err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			if counts, err = Delete(ctx, tx, l, keyText); err == nil && len(counts) == 0 {
+				err = ErrNoProject
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return nil, hide(err, keyText)
+	}
+	return counts, nil
+}
+
+// Delete deletes a project's rows in tx, children first, and looks again; materialized
 // views over the tables are refreshed. The tables are held against writers until
 // tx ends, and triggers, foreign keys' own included, do not fire
 // (session_replication_role, which needs a superuser or a grant of SET). An error
@@ -88,11 +119,13 @@ func deleteProject(ctx context.Context, tx pgx.Tx, l Layout, keyText string) ([]
 }
 
 // hold locks every table that can lose a row or a reference, in one order.
-func (g *graph) hold(ctx context.Context, tx pgx.Tx) error {
+func (g *graph) hold(ctx context.Context, tx pgx.Tx) error { return g.lock(ctx, tx, g.reached()) }
+
+// lock locks tables, and those that refer to them, against writers.
+func (g *graph) lock(ctx context.Context, tx pgx.Tx, reach map[uint32]int) error {
 	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '30s'`); err != nil {
 		return err
 	}
-	reach := g.reached()
 	held := map[uint32]bool{}
 	for oid := range reach {
 		held[oid] = true

@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // The forms in which rows are written.
@@ -18,16 +20,35 @@ const (
 // ErrMask means that a mask names no column that is copied, or one that must stay.
 var ErrMask = errors.New("a mask cannot be applied")
 
-// Masks gives columns, as table.column with the names quoted where SQL needs it,
-// an expression over their row that is copied in their stead.
+// Masks gives columns, as schema.table.column with the names quoted where SQL needs it,
+// an expression over their row that is copied in their stead. Where projects are
+// schemas, table.column is of each project's own.
 type Masks map[string]string
+
+// name is the one under which a mask is for a column of a part.
+func (m Masks) name(p Part, c Column) string {
+	if full := p.Name + "." + c.quoted; m[full] != "" || !p.whole {
+		return full
+	}
+	return p.bare() + "." + c.quoted
+}
+
+// bare is the table's name without its schema.
+func (p Part) bare() string {
+	for _, schema := range []string{pgx.Identifier{p.Schema}.Sanitize(), p.Schema} {
+		if rest, ok := strings.CutPrefix(p.Name, schema+"."); ok {
+			return rest
+		}
+	}
+	return p.Name
+}
 
 // Check refuses masks that would pass over what they name, or break references:
 // each must name a column that is copied, of this project or of another one, and
 // neither a key nor a reference.
 func (m Masks) Check(ctx context.Context, s *Slice) error {
 	for _, name := range sortedKeys(m) {
-		p, c := s.v.column(name)
+		p, c := s.column(name)
 		switch {
 		case c == nil:
 			return fmt.Errorf("%w: %s is no column that is copied; name it as schema.table.column", ErrMask, name)
@@ -43,15 +64,22 @@ func (m Masks) Check(ctx context.Context, s *Slice) error {
 	return nil
 }
 
-// column finds a column that can be copied, in a part without rows.
-func (v *View) column(name string) (Part, *Column) {
-	for oid := range v.copied() {
-		if v.g.top(oid) != oid {
-			continue
-		}
-		for _, c := range v.shapes[oid].stored() {
-			if p := v.part(oid, false); p.Name+"."+c.quoted == name {
-				return p, &c
+// column finds a column that can be copied, in a part without rows: of this project
+// before another's.
+func (s *Slice) column(name string) (Part, *Column) {
+	for _, own := range []bool{true, false} {
+		for oid := range s.v.copied() {
+			if s.own[oid] != own || s.v.g.top(oid) != oid || s.v.shapes[oid] == nil {
+				continue
+			}
+			p := s.v.part(oid, false)
+			if _, project := s.v.hidden[p.Schema]; s.v.Layout.Kind == Schema {
+				p.whole = own || project
+			}
+			for _, c := range p.shape.stored() {
+				if p.Name+"."+c.quoted == name || p.whole && p.bare()+"."+c.quoted == name {
+					return p, &c
+				}
 			}
 		}
 	}
@@ -66,7 +94,7 @@ func (g *graph) refers(top uint32, column string) bool {
 
 // of is a column as it is copied.
 func (m Masks) of(p Part, c Column) string {
-	if expr, masked := m[p.Name+"."+c.quoted]; masked {
+	if expr, masked := m[m.name(p, c)]; masked {
 		return fmt.Sprintf("CAST((%s) AS %s) AS %s", expr, c.Type, c.quoted)
 	}
 	return "r." + c.quoted

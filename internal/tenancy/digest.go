@@ -48,6 +48,9 @@ func (p Part) hashes(as *shape) string {
 // others digests, table by table, the rows that are not the slice's in all tables
 // in which a project's rows can be.
 func (s *Slice) others(ctx context.Context) (list []Digest, err error) {
+	if !s.v.Layout.rows() {
+		return []Digest{}, nil // the tables are the project's alone
+	}
 	g := s.v.g
 	leaves := map[uint32][]uint32{}
 	for oid := range s.own {

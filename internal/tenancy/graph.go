@@ -21,8 +21,9 @@ type Table struct {
 // relation is a table of the catalogue.
 type relation struct {
 	oid     uint32
+	schema  string // as the catalogue has it; "" of an extension's table, which is nobody's
 	name    string
-	kind    string // pg_class.relkind: r or p
+	kind    string // pg_class.relkind: r, p or f
 	parents []uint32
 }
 
@@ -40,12 +41,13 @@ type key struct {
 type graph struct {
 	rels map[uint32]*relation
 	keys []key
-	root uint32
+	root uint32 // 0 where projects are no rows
 	col  string // root's key column, quoted
 }
 
 const relationsSQL = `
-SELECT c.oid, format('%I.%I', n.nspname, c.relname), c.relkind::text,
+SELECT c.oid, CASE WHEN EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') THEN '' ELSE n.nspname END,
+       format('%I.%I', n.nspname, c.relname), c.relkind::text,
        ARRAY(SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'`
@@ -68,7 +70,8 @@ const clearSQL = `
        ARRAY(SELECT quote_ident(a.attname) FROM unnest(c.confdelsetcols) u(n)
                JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = u.n)`
 
-// readGraph reads the catalogue and finds the root; ErrNoRoot where it is not there.
+// readGraph reads the catalogue and finds the root, where projects have one; ErrNoRoot
+// where it is not there.
 func readGraph(ctx context.Context, q Querier, l Layout) (*graph, error) {
 	if err := l.Check(); err != nil {
 		return nil, err
@@ -79,7 +82,7 @@ func readGraph(ctx context.Context, q Querier, l Layout) (*graph, error) {
 		return nil, err
 	}
 	var r relation
-	_, err = pgx.ForEachRow(rows, []any{&r.oid, &r.name, &r.kind, &r.parents}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&r.oid, &r.schema, &r.name, &r.kind, &r.parents}, func() error {
 		one := r
 		one.parents = slices.Clone(r.parents)
 		g.rels[r.oid] = &one
@@ -90,6 +93,9 @@ func readGraph(ctx context.Context, q Querier, l Layout) (*graph, error) {
 	}
 	if err := g.readKeys(ctx, q); err != nil {
 		return nil, fmt.Errorf("reading the foreign keys: %w", err)
+	}
+	if !l.rows() {
+		return g, nil
 	}
 	return g, g.findRoot(ctx, q, l)
 }
@@ -264,8 +270,12 @@ SELECT format('%I.%I', n.nspname, c.relname), c.relkind::text
 
 // NotCovered tells which relations may hold rows or copies of a project although
 // no foreign key says so: tables with a column named as those that refer to the
-// root, tables that inherit from a dependent, materialized views. Large objects are never covered.
+// root, tables that inherit from a dependent, materialized views. Large objects are
+// never covered; nothing else is outside a schema or a database.
 func NotCovered(ctx context.Context, conn *pgx.Conn, l Layout) (list []string, err error) {
+	if !l.rows() {
+		return []string{}, nil
+	}
 	err = inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := settle(ctx, tx); err != nil {
 			return err

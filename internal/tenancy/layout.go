@@ -21,21 +21,20 @@ const (
 )
 
 var (
-	// ErrNotBuilt means that the configuration asks for a layout that this version cannot do.
-	ErrNotBuilt = errors.New("not built yet in this version")
 	// ErrNoRoot means that the root table or its key column is not there: nothing
 	// can be said about projects, so nothing is.
 	ErrNoRoot = errors.New("the root table of the projects is not there")
-	// ErrNoProject means that no root row has the key.
+	// ErrNoProject means that no root row has the key, or no schema or database is named so.
 	ErrNoProject = errors.New("no such project")
 )
 
-// Layout says where projects are.
+// Layout says where projects are. The key of a project is the text of its root row's
+// key column, the name of its schema, or the name of its database.
 type Layout struct {
-	Kind     string // Rows; "" is Rows
-	Database string
-	Root     string // the root table with its schema, as SQL writes it
-	Key      string // its key column, exactly as the catalogue has it
+	Kind     string // Rows, Schema or Database; "" is Rows
+	Database string // of the rows, or of the schemas; "" where projects are databases
+	Root     string // Rows: the root table with its schema, as SQL writes it
+	Key      string // Rows: its key column, exactly as the catalogue has it
 }
 
 // LayoutOf is the layout that a tombstone was made for.
@@ -43,18 +42,28 @@ func LayoutOf(t catalog.Tombstone) Layout {
 	return Layout{Kind: t.Layout, Database: t.Database, Root: t.Root, Key: t.Key}
 }
 
-// Check says whether this version can work with l.
+// Check says whether l can be worked with.
 func (l Layout) Check() error {
 	switch {
-	case l.Kind != "" && l.Kind != Rows:
-		return fmt.Errorf("projects.layout %q is %w: use %q, or leave projects out", l.Kind, ErrNotBuilt, Rows)
-	case l.Database == "" || l.Root == "" || l.Key == "":
+	case l.rows() && (l.Database == "" || l.Root == "" || l.Key == ""):
 		return errors.New("projects.rows: want database, root and key")
+	case l.Kind == Schema && l.Database == "":
+		return errors.New("projects.database: want the database whose schemas are projects")
+	case !l.rows() && l.Kind != Schema && l.Kind != Database:
+		return fmt.Errorf("projects.layout %q: want %s, %s or %s", l.Kind, Rows, Schema, Database)
 	}
 	return nil
 }
 
 func (l Layout) rows() bool { return l.Kind == "" || l.Kind == Rows }
+
+// In is the database that holds a project.
+func (l Layout) In(keyText string) string {
+	if l.Kind == Database {
+		return keyText
+	}
+	return l.Database
+}
 
 // Querier is a connection or a transaction.
 type Querier interface {
@@ -76,29 +85,34 @@ const maxProjects = 1_000_000
 // transaction that cannot write.
 func Projects(ctx context.Context, conn *pgx.Conn, registrySQL string) (list []Project, err error) {
 	err = inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, registrySQL)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		if n := len(rows.FieldDescriptions()); n != 2 && rows.Err() == nil && n > 0 {
-			return fmt.Errorf("it gives %d columns, want two: id and name, both text", n)
-		}
-		for rows.Next() {
-			var p Project
-			if err := rows.Scan(&p.ID, &p.Name); err != nil {
-				return fmt.Errorf("want two columns of type text, id and name, never null: %w", err)
-			}
-			if list = append(list, p); len(list) > maxProjects {
-				return fmt.Errorf("it gives more than %d projects", maxProjects)
-			}
-		}
-		return rows.Err()
+		list, err = projects(ctx, tx, registrySQL)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing projects by projects.registry: %w", err)
 	}
 	return list, nil
+}
+
+func projects(ctx context.Context, q Querier, registrySQL string) (list []Project, err error) {
+	rows, err := q.Query(ctx, registrySQL)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	if n := len(rows.FieldDescriptions()); n != 2 && rows.Err() == nil && n > 0 {
+		return nil, fmt.Errorf("it gives %d columns, want two: id and name, both text", n)
+	}
+	for rows.Next() {
+		var p Project
+		if err := rows.Scan(&p.ID, &p.Name); err != nil {
+			return nil, fmt.Errorf("want two columns of type text, id and name, never null: %w", err)
+		}
+		if list = append(list, p); len(list) > maxProjects {
+			return nil, fmt.Errorf("it gives more than %d projects", maxProjects)
+		}
+	}
+	return list, rows.Err()
 }
 
 // macDomain keeps the MACs of project keys apart from all others.

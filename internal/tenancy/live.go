@@ -19,7 +19,7 @@ type State string
 // The states, in the order in which they follow.
 const (
 	Present State = "present" // rows
-	Residue State = "residue" // no rows, but pages that may still hold their bytes
+	Residue State = "residue" // no rows, schema or database, but pages that may still hold bytes of them
 	Absent  State = "absent"
 )
 
@@ -27,6 +27,7 @@ const (
 // first seen gone. Whoever loses it waits for another vacuum, nothing worse.
 type Memo struct {
 	GoneAt time.Time         `json:"gone_at,omitzero"` // the server's clock
+	Seen   string            `json:"seen,omitempty"`   // transactions from this one on never saw it (xid8)
 	Files  map[uint32]uint32 `json:"files,omitempty"`  // relation → file node, then
 	// Waiting is what the last look waited for.
 	Waiting []string `json:"waiting,omitempty"`
@@ -48,7 +49,9 @@ type Seen struct {
 // Live looks whether a live database still holds the project of a tombstone.
 // Absent needs no rows and, since they were seen gone, a vacuum that began
 // afterwards and left no dead rows, or a rewrite, of every table that they may
-// have been in. memo is what the last look returned.
+// have been in. Of a schema or a database it needs a vacuum of the catalogues that
+// told of it, its statistics among them, that began when no transaction could see it
+// any more. memo is what the last look returned.
 func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.DigestKeys, memo Memo) (seen Seen, err error) {
 	l := LayoutOf(t)
 	var texts []string
@@ -128,17 +131,25 @@ func states(ctx context.Context, conn *pgx.Conn, tables []Table) ([]tableState, 
 
 // residue judges a database without the rows.
 func (s *Seen) residue(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, memo Memo) error {
-	tables, err := tablesUnder(ctx, conn, LayoutOf(t), (*graph).touched)
+	counted := map[string]bool{}
+	l := LayoutOf(t)
+	for _, c := range t.Counts {
+		counted[c.Table] = c.Rows > 0
+	}
+	var tables []Table
+	var err error
+	if l.rows() {
+		tables, err = tablesUnder(ctx, conn, l, (*graph).touched)
+	} else {
+		counted = certain(l)
+		tables, err = catalogues(ctx, conn, l)
+	}
 	if err != nil {
 		return err
 	}
 	list, err := states(ctx, conn, tables)
 	if err != nil {
 		return err
-	}
-	counted := map[string]bool{}
-	for _, c := range t.Counts {
-		counted[c.Table] = c.Rows > 0
 	}
 	touched := list[:0:0]
 	for _, one := range list {
@@ -151,9 +162,12 @@ func (s *Seen) residue(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone,
 		for _, one := range touched {
 			s.Waiting = append(s.Waiting, one.Name)
 		}
+		if past, err := s.past(ctx, conn, l); err != nil || !past {
+			return err
+		}
 		return s.begin(ctx, conn, touched)
 	}
-	s.judge(touched)
+	s.judge(touched, l.rows())
 	return nil
 }
 
@@ -171,11 +185,14 @@ func (s *Seen) begin(ctx context.Context, conn *pgx.Conn, touched []tableState) 
 	return conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&s.Memo.GoneAt)
 }
 
-func (s *Seen) judge(touched []tableState) {
+// judge says which tables were vacuumed. Catalogues always have dead rows, of
+// whatever was done since: theirs do not count, as none of the project's was left to
+// be seen by anybody when the vacuum began.
+func (s *Seen) judge(touched []tableState, clean bool) {
 	for _, one := range touched {
 		before, known := s.Memo.Files[one.OID]
 		vacuumed := one.last != nil && one.last.After(s.Memo.GoneAt)
-		if (vacuumed || (known && before != one.file)) && one.dead == 0 {
+		if (vacuumed || (known && before != one.file)) && (one.dead == 0 || !clean) {
 			s.Vacuumed = append(s.Vacuumed, one.Name)
 		} else {
 			s.Waiting = append(s.Waiting, one.Name)
@@ -196,6 +213,9 @@ func Where(ctx context.Context, conn *pgx.Conn) (seen Seen, err error) {
 
 // LastActivity is the newest time in a project's root row; zero where it has none.
 func LastActivity(ctx context.Context, conn *pgx.Conn, l Layout, keyText string) (at time.Time, err error) {
+	if !l.rows() {
+		return at, nil
+	}
 	err = inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := settle(ctx, tx); err != nil {
 			return err

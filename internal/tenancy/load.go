@@ -87,7 +87,7 @@ func Load(ctx context.Context, to *pgx.Conn, s *Slice, masks Masks, tell func(ta
 		return nil
 	})
 	if err == nil {
-		out.Views, err = fillViews(ctx, to)
+		out.Views, err = fillViews(ctx, to, "")
 	}
 	if err != nil {
 		return out, fmt.Errorf("loading a project into a new database: %w", err)
@@ -118,11 +118,11 @@ func (s *Slice) compare(ctx context.Context, tx pgx.Tx, tables []Digest) error {
 	return nil
 }
 
-// fillViews fills the materialized views, those that others read first.
-func fillViews(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+// fillViews fills the materialized views of a schema, or of all, those that others read first.
+func fillViews(ctx context.Context, conn *pgx.Conn, schema string) ([]string, error) {
 	failed := []string{}
 	for {
-		rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND NOT c.relispopulated ORDER BY c.oid`)
+		rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND NOT c.relispopulated AND $1::text IN ('', n.nspname::text) ORDER BY c.oid`, schema)
 		if err != nil {
 			return failed, err
 		}

@@ -32,6 +32,8 @@ type Merged struct {
 	// Views are materialized views over changed tables that could not be renewed, each
 	// with why: they are as they were before.
 	Views []string `json:"views_not_filled"`
+	// Made says that live had no such schema: it was made by the copy's DDL.
+	Made bool `json:"made,omitempty"`
 }
 
 // Moved is a sequence that was moved.
@@ -73,12 +75,31 @@ func Compare(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (change
 	}
 	m, err := newMerge(ctx, v, from)
 	if err == nil {
-		err = m.compare(ctx)
+		changes, err = m.show(ctx)
 	}
 	if err = errors.Join(err, v.Close(ctx)); err != nil {
 		return nil, fmt.Errorf("comparing a project with live: %w", err)
 	}
-	return m.changes(), nil
+	return changes, nil
+}
+
+func (m *merge) show(ctx context.Context) ([]Change, error) {
+	if !m.now.there && !m.live.Layout.rows() {
+		return m.from.Additions(), nil
+	}
+	err := m.compare(ctx)
+	return m.changes(), err
+}
+
+// Additions are the changes where live has nothing of the project.
+func (s *Slice) Additions() []Change {
+	out := []Change{}
+	for _, p := range s.Parts {
+		if !p.Shared {
+			out = append(out, Change{Table: p.Name, Added: p.Rows})
+		}
+	}
+	return out
 }
 
 // Merge makes the project in live what from is, in one transaction that holds the
@@ -86,13 +107,18 @@ func Compare(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (change
 // commits it proves that the project's rows are the copy's, that all other rows of
 // the same tables are as they were, and that no more references lead nowhere than
 // before; else nothing is changed. Sequences are moved then, and stay where they are
-// if the commit fails.
-func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (out Merged, err error) {
+// if the commit fails. A schema that live has not is made first, by what ddl gives: the
+// copy's DDL, as pg_dump writes it.
+func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice, ddl func() ([]byte, error)) (out Merged, err error) {
 	// Whatever the server's default: each statement must see what was committed before it.
 	err = inTx(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		made, err := makeSchema(ctx, conn, tx, l, from, ddl)
+		if err != nil {
+			return err
+		}
 		v, err := newView(ctx, conn, tx, l)
 		if err == nil {
-			err = v.g.hold(ctx, tx)
+			err = v.hold(ctx, from.Key)
 		}
 		if err == nil { // as it is now that nobody changes it
 			v, err = newView(ctx, conn, tx, l)
@@ -105,12 +131,49 @@ func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice) (out Merg
 			return err
 		}
 		out, err = m.run(ctx)
+		out.Made = made
 		return err
 	})
+	if err == nil && out.Made {
+		out.Views, err = fillViews(ctx, conn, from.Key)
+	}
 	if err != nil {
 		return Merged{}, fmt.Errorf("putting a project back into live: %w", err)
 	}
 	return out, nil
+}
+
+// makeSchema makes the project's schema where live has none, in the transaction that
+// fills it.
+func makeSchema(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout, from *Slice, ddl func() ([]byte, error)) (made bool, err error) {
+	if l.Kind != Schema {
+		return false, nil
+	}
+	if yes, err := there(ctx, tx, l, from.Key); err != nil || yes {
+		return false, err
+	}
+	if live, err := Where(ctx, conn); err != nil || live.SystemID != from.v.At.SystemID {
+		return false, errors.Join(err, fmt.Errorf("%w: the copy is of another system", ErrShape))
+	}
+	text, err := ddl()
+	if err != nil {
+		return false, err
+	}
+	return true, Define(ctx, conn, text)
+}
+
+// hold locks what a merge writes, and what refers to it, against writers.
+func (v *View) hold(ctx context.Context, keyText string) error {
+	if v.Layout.rows() {
+		return v.g.hold(ctx, v.tx)
+	}
+	reach := map[uint32]int{}
+	for oid := range v.g.mine(v.Layout, keyText) {
+		if v.g.rels[oid].kind != "f" {
+			reach[oid] = 0
+		}
+	}
+	return v.g.lock(ctx, v.tx, reach)
 }
 
 func newMerge(ctx context.Context, live *View, from *Slice) (*merge, error) {
@@ -140,6 +203,9 @@ func newMerge(ctx context.Context, live *View, from *Slice) (*merge, error) {
 		if t.n = i; t.now != nil {
 			t.shape = t.now.shape
 		}
+	}
+	if !now.there && !live.Layout.rows() {
+		return m, nil // its tables will be made as the copy has them
 	}
 	return m, m.fits()
 }
@@ -230,7 +296,7 @@ func (m *merge) diff(ctx context.Context, t *mergeTable) error {
 	}
 	old := fmt.Sprintf(`SELECT NULL::oid AS "holdfast rel", NULL::tid AS "holdfast tid", r.* FROM pg_temp.holdfast_in_%d r WHERE false`, t.n)
 	if t.now != nil && len(t.now.leaves) > 0 {
-		old = t.now.rows(`d.rel AS "holdfast rel", d.tid AS "holdfast tid", ` + t.shape.list("r."))
+		old = t.now.rows(`r.tableoid AS "holdfast rel", r.ctid AS "holdfast tid", ` + t.shape.list("r."))
 	}
 	for _, sql := range []string{
 		fmt.Sprintf(`CREATE TEMPORARY TABLE holdfast_new_%d ON COMMIT DROP AS SELECT r.ctid AS tid, %s AS k, %s AS n, %s AS h FROM pg_temp.holdfast_in_%[1]d r`, t.n, key, nth, hash),

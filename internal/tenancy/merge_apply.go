@@ -42,8 +42,10 @@ func (m *merge) run(ctx context.Context) (out Merged, err error) {
 		return out, err
 	}
 	// Last: no rollback moves a sequence back.
-	out.Sequences, err = m.advance(ctx)
-	return out, err
+	if out.Sequences, err = m.advance(ctx); err != nil || m.live.Layout.rows() {
+		return out, err
+	}
+	return out, m.sequences(ctx, &out)
 }
 
 // put makes the rows of the project the copy's.
@@ -191,6 +193,30 @@ func (m *merge) advance(ctx context.Context) ([]Moved, error) {
 		}
 	}
 	return moved, nil
+}
+
+// sequences moves those of a schema or a database, which a column need not draw from, to
+// where the copy's stand.
+func (m *merge) sequences(ctx context.Context, out *Merged) error {
+	have := map[string]Sequence{}
+	list, err := sequencesIn(ctx, m.live.tx, m.live.Layout, m.from.Key)
+	for _, q := range list {
+		have[q.Name] = q
+	}
+	for _, q := range m.from.Sequences {
+		was, ok := have[q.Name]
+		if err != nil || !ok {
+			continue
+		}
+		var tag pgconn.CommandTag
+		if tag, err = m.live.tx.Exec(ctx, q.moveTo(q.LastValue, q.IsCalled)); err == nil && tag.RowsAffected() > 0 {
+			out.Sequences = append(out.Sequences, Moved{q.Name, was.LastValue, q.LastValue})
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("moving sequences to where the copy's stand: %w", err)
+	}
+	return nil
 }
 
 // furthest is the furthest number in a sequence's column that the sequence has not

@@ -120,7 +120,7 @@ func TestAProjectIsPutBackOrNothingHappens(t *testing.T) {
 		if dump(pg, "shop") != before {
 			t.Fatalf("seed %d: comparing changed rows", seed)
 		}
-		done, err := Merge(t.Context(), live, layout, s)
+		done, err := Merge(t.Context(), live, layout, s, nil)
 		after := dump(pg, "shop")
 		switch {
 		case errors.Is(err, ErrMerge):

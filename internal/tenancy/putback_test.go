@@ -53,7 +53,7 @@ func (p *putting) ask(sql string) (answer string) {
 }
 
 func (p *putting) merge() (Merged, error) {
-	return Merge(p.t.Context(), p.live, layout, p.from)
+	return Merge(p.t.Context(), p.live, layout, p.from, nil)
 }
 
 func TestMasksMayNameWhatOneProjectLacks(t *testing.T) {

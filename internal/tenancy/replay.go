@@ -20,6 +20,8 @@ type Applied struct {
 	ID     string          `json:"id"`
 	Found  bool            `json:"found"`
 	Counts []catalog.Count `json:"counts,omitempty"`
+	// Tied is how much outside a schema depended on what is in it, and went with it.
+	Tied int `json:"also_dropped,omitempty"`
 }
 
 // Connector opens a connection to a database of a restored server.
@@ -46,7 +48,7 @@ func Replay(ctx context.Context, connect func(ctx context.Context, db string) (*
 	}
 	var done []Applied
 	for _, db := range slices.Sorted(maps.Keys(byDB)) {
-		if !there[db] {
+		if db != "" && !there[db] {
 			for _, t := range byDB[db] {
 				done = append(done, Applied{ID: t.ID})
 			}
@@ -63,12 +65,9 @@ func Replay(ctx context.Context, connect func(ctx context.Context, db string) (*
 
 // databases asks any database that can be reached for the names of all.
 func databases(ctx context.Context, connect Connector) (map[string]bool, error) {
-	conn, err := connect(ctx, "postgres")
+	conn, err := connectTo(ctx, connect, "")
 	if err != nil {
-		var second error
-		if conn, second = connect(ctx, "template1"); second != nil {
-			return nil, errors.Join(err, second)
-		}
+		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	rows, err := conn.Query(ctx, `SELECT datname FROM pg_database`)
@@ -83,8 +82,24 @@ func databases(ctx context.Context, connect Connector) (map[string]bool, error) 
 	return there, err
 }
 
+// connectTo connects to a database; "" is any that is no project's.
+func connectTo(ctx context.Context, connect Connector, db string) (*pgx.Conn, error) {
+	if db != "" {
+		return connect(ctx, db)
+	}
+	conn, err := connect(ctx, "postgres")
+	if err == nil {
+		return conn, nil
+	}
+	conn, second := connect(ctx, "template1")
+	if second != nil {
+		return nil, errors.Join(err, second)
+	}
+	return conn, nil
+}
+
 func replayDatabase(ctx context.Context, connect Connector, db string, tombs []catalog.Tombstone, keys func(int) (seal.DigestKeys, error)) ([]Applied, error) {
-	conn, err := connect(ctx, db)
+	conn, err := connectTo(ctx, connect, db)
 	if err != nil {
 		return nil, err
 	}
@@ -97,29 +112,44 @@ func replayDatabase(ctx context.Context, connect Connector, db string, tombs []c
 	for _, t := range tombs {
 		one := Applied{ID: t.ID}
 		for _, text := range found[t.ID] {
-			counts, err := erase(ctx, conn, LayoutOf(t), text)
+			counts, tied, err := erase(ctx, conn, connect, LayoutOf(t), text)
 			if err != nil {
-				return done, fmt.Errorf("tombstone %s: %w", t.ID, err)
+				return done, fmt.Errorf("tombstone %s: %w", t.ID, hide(err, text))
 			}
 			one.Found = true
-			one.Counts = append(one.Counts, counts...)
+			one.Counts, one.Tied = append(one.Counts, counts...), one.Tied+tied
 		}
 		done = append(done, one)
 	}
 	return done, nil
 }
 
-// erase deletes in a transaction of its own, then vacuums.
-func erase(ctx context.Context, conn *pgx.Conn, l Layout, text string) (counts []catalog.Count, err error) {
+// erase deletes in a transaction of its own, then vacuums. What depends on a schema
+// goes with it: it held up no deletion in live.
+func erase(ctx context.Context, conn *pgx.Conn, connect Connector, l Layout, text string) (counts []catalog.Count, tied int, err error) {
 	var touched []Table
-	err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
-		counts, touched, err = deleteProject(ctx, tx, l, text)
-		return err
-	})
-	if err != nil {
-		return nil, err
+	switch {
+	case l.rows():
+		err = inTx(ctx, conn, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			counts, touched, err = deleteProject(ctx, tx, l, text)
+			return err
+		})
+	case l.Kind == Schema:
+		var strays []string
+		counts, strays, err = dropSchema(ctx, conn, text, true)
+		tied = len(strays)
+	default:
+		if counts, err = evict(ctx, connect, l, text); err == nil {
+			err = dropDatabase(ctx, conn, text, true)
+		}
 	}
-	return counts, Vacuum(ctx, conn, touched)
+	if err == nil && !l.rows() {
+		touched, err = catalogues(ctx, conn, l)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return counts, tied, Vacuum(ctx, conn, touched)
 }
 
 // place is what tombstones of one MAC have in common.
@@ -159,17 +189,22 @@ func find(ctx context.Context, conn *pgx.Conn, tombs []catalog.Tombstone, keys f
 	return found, nil
 }
 
-// eachKey gives the text of every key of the root table.
+// eachKey gives the text of every key of the root table, or the name of every schema or
+// database that can be a project.
 func eachKey(ctx context.Context, conn *pgx.Conn, l Layout, yield func(text string)) error {
 	return inTx(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := settle(ctx, tx); err != nil {
 			return err
 		}
-		g, err := readGraph(ctx, tx, l)
-		if err != nil {
-			return err
+		sql := namesOf[l.Kind]
+		if l.rows() {
+			g, err := readGraph(ctx, tx, l)
+			if err != nil {
+				return err
+			}
+			sql = fmt.Sprintf(`SELECT DISTINCT r.%s::text FROM %s r WHERE r.%s IS NOT NULL`, g.col, g.from(g.root), g.col)
 		}
-		rows, err := tx.Query(ctx, fmt.Sprintf(`SELECT DISTINCT r.%s::text FROM %s r WHERE r.%s IS NOT NULL`, g.col, g.from(g.root), g.col))
+		rows, err := tx.Query(ctx, sql)
 		if err != nil {
 			return err
 		}

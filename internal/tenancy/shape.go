@@ -143,7 +143,19 @@ SELECT DISTINCT s.oid::regclass::text, u.rel, quote_ident(a.attname), q.seqincre
 
 // sequences are those of tables, as they stand now: no snapshot holds a sequence.
 func sequences(ctx context.Context, q Querier, tables []uint32) ([]Sequence, error) {
-	rows, err := q.Query(ctx, sequencesSQL, tables)
+	return sequencesBy(ctx, q, sequencesSQL, tables)
+}
+
+// sequencesIn are all sequences of a schema, or of a database.
+func sequencesIn(ctx context.Context, q Querier, l Layout, keyText string) ([]Sequence, error) {
+	return sequencesBy(ctx, q, `SELECT c.oid::regclass::text, 0::oid, '', s.seqincrement, false
+		FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE ($1 OR n.nspname = $2) AND n.nspname !~ '^pg_' AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+		ORDER BY 1`, l.Kind == Database, keyText)
+}
+
+func sequencesBy(ctx context.Context, q Querier, sql string, args ...any) ([]Sequence, error) {
+	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("finding sequences: %w", err)
 	}

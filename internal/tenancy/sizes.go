@@ -16,9 +16,24 @@ type Size struct {
 	Bytes int64  `json:"bytes"`
 }
 
-// Sizes tells, for each key, what the project has; all in one snapshot. tell hears
-// of each; an absent project has nothing.
-func Sizes(ctx context.Context, conn *pgx.Conn, l Layout, keys []string, tell func(key string, list []Size)) error {
+// Sizes tells, for each key, what the project has; all in one snapshot, but for projects
+// that are databases. tell hears of each, in order; an absent project has nothing.
+func Sizes(ctx context.Context, conn *pgx.Conn, l Layout, keys []string, tell func(list []Size)) error {
+	if l.Kind != Database {
+		return sizesIn(ctx, conn, l, keys, tell)
+	}
+	for _, key := range keys {
+		err := within(ctx, conn, l, key, func(conn *pgx.Conn) error { return sizesIn(ctx, conn, l, []string{key}, tell) })
+		if errors.Is(err, ErrNoProject) {
+			tell([]Size{})
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sizesIn(ctx context.Context, conn *pgx.Conn, l Layout, keys []string, tell func(list []Size)) error {
 	v, err := OpenView(ctx, conn, l)
 	if err != nil {
 		return err
@@ -26,10 +41,10 @@ func Sizes(ctx context.Context, conn *pgx.Conn, l Layout, keys []string, tell fu
 	for _, key := range keys {
 		var list []Size
 		if list, err = v.sizes(ctx, key); err != nil {
-			err = fmt.Errorf("measuring the projects of database %s: %w", l.Database, err)
+			err = fmt.Errorf("measuring projects: %w", err)
 			break
 		}
-		tell(key, list)
+		tell(list)
 	}
 	return errors.Join(err, v.Close(ctx))
 }

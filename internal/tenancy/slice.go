@@ -19,6 +19,7 @@ type Slice struct {
 	References []Reference
 	v          *View
 	own        map[uint32]bool
+	there      bool // a schema or a database may be without a table
 }
 
 // Part is the rows of a slice in one table; a partitioned table is one.
@@ -34,6 +35,7 @@ type Part struct {
 	Shared bool
 	shape  *shape
 	leaves []uint32 // the tables that store the rows
+	whole  bool     // every row of them is the part's
 	g      *graph
 }
 
@@ -49,7 +51,7 @@ type Reference struct {
 // Project finds the rows of the project with the key; [ErrNoProject] where there is none.
 func (v *View) Project(ctx context.Context, keyText string) (*Slice, error) {
 	s, err := v.project(ctx, keyText)
-	if err == nil && len(s.Parts) == 0 {
+	if err == nil && !s.there {
 		err = ErrNoProject
 	}
 	if err == nil {
@@ -59,17 +61,28 @@ func (v *View) Project(ctx context.Context, keyText string) (*Slice, error) {
 		err = s.refer(ctx)
 	}
 	if err == nil {
-		s.Sequences, err = sequences(ctx, v.tx, s.tops())
-		s.Sequences = slices.CompactFunc(s.Sequences, func(a, b Sequence) bool { return a.Name == b.Name })
+		s.Sequences, err = s.sequences(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("finding the rows of a project in database %s: %w", v.Layout.Database, err)
+		return nil, fmt.Errorf("finding the rows of a project by layout %s: %w", cmp.Or(v.Layout.Kind, Rows), err)
 	}
 	return s, nil
 }
 
+func (s *Slice) sequences(ctx context.Context) (list []Sequence, err error) {
+	if s.v.Layout.rows() {
+		list, err = sequences(ctx, s.v.tx, s.tops())
+	} else {
+		list, err = sequencesIn(ctx, s.v.tx, s.v.Layout, s.Key)
+	}
+	return slices.CompactFunc(list, func(a, b Sequence) bool { return a.Name == b.Name }), err
+}
+
 // project finds what is the project's own; no part where there is no such project.
 func (v *View) project(ctx context.Context, keyText string) (*Slice, error) {
+	if !v.Layout.rows() {
+		return v.whole(ctx, keyText)
+	}
 	s := &Slice{Key: keyText, v: v, own: v.tree()}
 	d, err := newDoom(ctx, v.tx, v.g, keyText)
 	if err != nil {
@@ -83,6 +96,47 @@ func (v *View) project(ctx context.Context, keyText string) (*Slice, error) {
 	for i, oid := range oids {
 		stored[oid] = counts[i].Rows
 	}
+	s.there = true
+	s.fill(stored)
+	return s, nil
+}
+
+// whole finds a project that is a schema or a database.
+func (v *View) whole(ctx context.Context, keyText string) (s *Slice, err error) {
+	s = &Slice{Key: keyText, v: v, own: map[uint32]bool{}}
+	if v.Layout.Kind == Database && v.Database != keyText {
+		return s, nil
+	}
+	if s.there, err = there(ctx, v.tx, v.Layout, keyText); err != nil || !s.there {
+		return s, err
+	}
+	s.own = v.g.mine(v.Layout, keyText)
+	stored := map[uint32]int64{}
+	for oid := range s.own {
+		if v.g.rels[oid].kind == "f" { // its rows are another server's
+			delete(s.own, oid)
+		}
+	}
+	for _, oid := range sorted(s.own) {
+		if v.g.rels[oid].kind != "r" {
+			continue
+		}
+		var n int64
+		if err := v.tx.QueryRow(ctx, `SELECT count(*) FROM ONLY `+v.g.rels[oid].name).Scan(&n); err != nil {
+			return nil, err
+		}
+		stored[oid] = n
+	}
+	s.fill(stored)
+	for i := range s.Parts {
+		s.Parts[i].whole = true
+	}
+	return s, nil
+}
+
+// fill makes the parts, of tables without rows as well.
+func (s *Slice) fill(stored map[uint32]int64) {
+	v := s.v
 	s.Parts = v.parts(stored, false)
 	for oid := range s.own { // an empty table has a shape, too
 		top := v.g.top(oid)
@@ -91,7 +145,6 @@ func (v *View) project(ctx context.Context, keyText string) (*Slice, error) {
 		}
 	}
 	slices.SortFunc(s.Parts, func(a, b Part) int { return strings.Compare(a.Name, b.Name) })
-	return s, nil
 }
 
 // tree are the tables in which rows of projects can be.
@@ -110,6 +163,9 @@ func (v *View) tree() map[uint32]bool {
 // copied are the tables in which rows of a slice can be: the tree, and what it refers
 // to without owning it.
 func (v *View) copied() map[uint32]bool {
+	if !v.Layout.rows() {
+		return v.g.mine(Layout{Kind: Database}, "")
+	}
 	set := v.tree()
 	for more := true; more; {
 		more = false
@@ -168,7 +224,11 @@ func (p Part) rows(columns string) string {
 	}
 	var all []string
 	for _, leaf := range p.leaves {
-		all = append(all, fmt.Sprintf(`SELECT %s FROM ONLY %s r JOIN pg_temp.%s d ON d.rel = %d AND d.tid = r.ctid`, columns, p.g.rels[leaf].name, set, leaf))
+		from := fmt.Sprintf(`SELECT %s FROM ONLY %s r`, columns, p.g.rels[leaf].name)
+		if !p.whole {
+			from += fmt.Sprintf(` JOIN pg_temp.%s d ON d.rel = %d AND d.tid = r.ctid`, set, leaf)
+		}
+		all = append(all, from)
 	}
 	if len(all) == 0 {
 		all = append(all, fmt.Sprintf(`SELECT %s FROM ONLY %s r WHERE false`, columns, p.Name))
@@ -198,7 +258,7 @@ func (s *Slice) share(ctx context.Context) error {
 		more = false
 		for _, k := range s.v.g.keys {
 			from := s.below(k.child, k.childCols)
-			if s.own[k.parent] || from == "" {
+			if s.own[k.parent] || from == "" || s.v.hidden[s.v.g.rels[k.parent].schema] {
 				continue
 			}
 			tag, err := s.v.tx.Exec(ctx, fmt.Sprintf(`INSERT INTO pg_temp.holdfast_need SELECT p.tableoid, p.ctid, 0 FROM %s p
@@ -233,7 +293,7 @@ func (s *Slice) takeShared(ctx context.Context) error {
 func (s *Slice) refer(ctx context.Context) error {
 	for _, k := range s.v.g.keys {
 		from, to := s.below(k.child, k.childCols), s.below(k.parent, k.parentCols)
-		if from == "" {
+		if from == "" || !s.v.Layout.rows() && s.own[k.child] && s.own[k.parent] {
 			continue
 		}
 		if to == "" {

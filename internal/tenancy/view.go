@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,6 +18,9 @@ import (
 type View struct {
 	At       Moment
 	Layout   Layout
+	Database string          // the one that is read
+	Owner    string          // of the database
+	hidden   map[string]bool // schemas that are other projects
 	conn     *pgx.Conn
 	tx       pgx.Tx
 	g        *graph
@@ -60,8 +64,8 @@ func newView(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout) (*View, e
 	}
 	var at *string
 	err = tx.QueryRow(ctx, `SELECT now(), CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text,
-		(SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version'), getdatabaseencoding(), datcollate::text, datctype::text
-		FROM pg_database WHERE datname = current_database()`).Scan(&v.At.Time, &at, &v.At.SystemID, &v.At.Server, &v.At.Encoding, &v.At.Collate, &v.At.Ctype)
+		(SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version'), getdatabaseencoding(), datcollate::text, datctype::text, datname::text, pg_get_userbyid(datdba)::text
+		FROM pg_database WHERE datname = current_database()`).Scan(&v.At.Time, &at, &v.At.SystemID, &v.At.Server, &v.At.Encoding, &v.At.Collate, &v.At.Ctype, &v.Database, &v.Owner)
 	if err == nil && at != nil {
 		v.At.LSN, err = lsn.Parse(*at)
 	}
@@ -83,9 +87,45 @@ func (v *View) Export(ctx context.Context) (string, error) {
 		return v.external, nil
 	}
 	if err := v.tx.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&v.external); err != nil {
-		return "", fmt.Errorf("exporting the snapshot of database %s: %w", v.Layout.Database, err)
+		return "", fmt.Errorf("exporting the snapshot of database %s: %w", v.Database, err)
 	}
 	return v.external, nil
+}
+
+// Keep tells the view which projects it is for. Where projects are schemas, those of
+// all others that the registry lists are kept out of what it gives: their rows, though
+// a project's refer to them, and their DDL.
+func (v *View) Keep(ctx context.Context, registrySQL string, keys ...string) error {
+	if v.Layout.Kind != Schema {
+		return nil
+	}
+	list, err := v.registered(ctx, registrySQL)
+	if err != nil {
+		return fmt.Errorf("listing projects by projects.registry: %w", err)
+	}
+	v.hidden = map[string]bool{}
+	for _, p := range list {
+		v.hidden[p.ID] = !slices.Contains(keys, p.ID)
+	}
+	return nil
+}
+
+// registered asks the registry as its own transaction would be: with the session's path
+// of schemas, and without the right to write.
+func (v *View) registered(ctx context.Context, registrySQL string) (list []Project, err error) {
+	tx, err := v.tx.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, set := range []string{`SET LOCAL search_path TO DEFAULT`, `SET LOCAL transaction_read_only = on`} {
+		if err == nil {
+			_, err = tx.Exec(ctx, set)
+		}
+	}
+	if err == nil {
+		list, err = projects(ctx, tx, registrySQL)
+	}
+	return list, errors.Join(err, tx.Rollback(ctx))
 }
 
 // schemasSQL leaves out the system's schemas and those that extensions make.
@@ -95,13 +135,15 @@ SELECT n.nspname FROM pg_namespace n
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
  ORDER BY 1`
 
-// Schemas are the database's own, by their names as the catalogue has them.
+// Schemas are the database's own, by their names as the catalogue has them, without
+// those that are other projects.
 func (v *View) Schemas(ctx context.Context) ([]string, error) {
 	rows, err := v.tx.Query(ctx, schemasSQL)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return slices.DeleteFunc(list, func(s string) bool { return v.hidden[s] }), err
 }
 
 // NotCovered is [NotCovered] of the view's moment, with the tables whose rows

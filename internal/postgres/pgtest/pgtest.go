@@ -177,6 +177,9 @@ func (c *Cluster) Mkdir(name string) string {
 
 // DSN connects as the superuser postgres over the Unix socket.
 func (c *Cluster) DSN(db string) string {
+	if strings.ContainsAny(db, ` '"\\`) {
+		db = "'" + strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(db) + "'"
+	}
 	return fmt.Sprintf("host=%s port=%d user=postgres dbname=%s sslmode=disable", c.SocketDir, c.Port, db)
 }
 

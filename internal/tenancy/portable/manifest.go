@@ -95,7 +95,7 @@ type MediaFiles struct {
 type Index struct {
 	Format   string       `json:"format"`
 	Cluster  string       `json:"cluster"`
-	Moment   any          `json:"moment"`
+	Moment   any          `json:"moment"` // null where each project has its own
 	Software string       `json:"software"`
 	MadeAt   time.Time    `json:"made_at"`
 	DDL      *DDL         `json:"ddl,omitempty"`
