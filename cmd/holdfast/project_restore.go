@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -322,8 +323,12 @@ func (p *putBack) apply(ctx context.Context, room *restore.Room, v *tenancy.View
 		doc.Expected = doc.Changes
 	}
 	doc.Applied, doc.Changes, doc.Merged, doc.Seconds = true, done.Changes, &done, time.Since(began).Seconds()
+	unnamed := slices.Clone(done.Changes)
+	for i := range unnamed {
+		unnamed[i].Table = p.layout.Unnamed(p.key, unnamed[i].Table)
+	}
 	p.e.recordProjects(ctx, p.projectSource, "project.restored", []string{p.key}, map[string]any{
-		"into": "live", "plan": doc.Plan, "reached": doc.Reached, "changes": done.Changes, "others": done.Others,
+		"into": "live", "plan": doc.Plan, "reached": doc.Reached, "changes": unnamed, "others": done.Others,
 	})
 	return p.e.print(doc, func(w io.Writer) {
 		if doc.Expected != nil {

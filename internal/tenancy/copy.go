@@ -7,8 +7,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // The forms in which rows are written.
@@ -34,14 +32,7 @@ func (m Masks) name(p Part, c Column) string {
 }
 
 // bare is the table's name without its schema.
-func (p Part) bare() string {
-	for _, schema := range []string{pgx.Identifier{p.Schema}.Sanitize(), p.Schema} {
-		if rest, ok := strings.CutPrefix(p.Name, schema+"."); ok {
-			return rest
-		}
-	}
-	return p.Name
-}
+func (p Part) bare() string { return bare(p.Schema, p.Name) }
 
 // Check refuses masks that would pass over what they name, or break references:
 // each must name a column that is copied, of this project or of another one, and

@@ -113,19 +113,15 @@ func (v *View) Keep(ctx context.Context, registrySQL string, keys ...string) err
 // registered asks the registry as its own transaction would be: with the session's path
 // of schemas, and without the right to write.
 func (v *View) registered(ctx context.Context, registrySQL string) (list []Project, err error) {
-	tx, err := v.tx.Begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, set := range []string{`SET LOCAL search_path TO DEFAULT`, `SET LOCAL transaction_read_only = on`} {
-		if err == nil {
-			_, err = tx.Exec(ctx, set)
+	for _, sql := range []string{`SAVEPOINT holdfast_registry`, `SET LOCAL search_path TO DEFAULT`, `SET LOCAL transaction_read_only = on`} {
+		if _, err := v.tx.Exec(ctx, sql); err != nil {
+			return nil, err
 		}
 	}
-	if err == nil {
-		list, err = projects(ctx, tx, registrySQL)
-	}
-	return list, errors.Join(err, tx.Rollback(ctx))
+	list, err = projects(ctx, v.tx, registrySQL)
+	// Released as well: a snapshot cannot be exported from below a savepoint.
+	_, end := v.tx.Exec(ctx, `ROLLBACK TO SAVEPOINT holdfast_registry; RELEASE SAVEPOINT holdfast_registry`)
+	return list, errors.Join(err, end)
 }
 
 // schemasSQL leaves out the system's schemas and those that extensions make.

@@ -73,17 +73,32 @@ func countIn(ctx context.Context, tx pgx.Tx, l Layout, keyText string) (counts [
 		if r.kind != "r" {
 			continue
 		}
-		one := catalog.Count{Table: r.name}
-		if l.Kind == Schema {
-			one.Table = strings.TrimPrefix(r.name, pgx.Identifier{keyText}.Sanitize()+".")
-			one.Table = strings.TrimPrefix(one.Table, keyText+".")
-		}
+		one := catalog.Count{Table: l.Unnamed(keyText, r.name)}
 		if err := tx.QueryRow(ctx, `SELECT count(*) FROM ONLY `+r.name).Scan(&one.Rows); err != nil {
 			return nil, err
 		}
 		counts = append(counts, one)
 	}
 	return counts, nil
+}
+
+// Unnamed is a table's name for what outlives the project: without the schema, where that
+// is the project's name.
+func (l Layout) Unnamed(keyText, table string) string {
+	if l.Kind != Schema {
+		return table
+	}
+	return bare(keyText, table)
+}
+
+// bare is a table's name, as SQL writes it, without its schema.
+func bare(schema, table string) string {
+	for _, written := range []string{pgx.Identifier{schema}.Sanitize(), schema} {
+		if rest, ok := strings.CutPrefix(table, written+"."); ok {
+			return rest
+		}
+	}
+	return table
 }
 
 func orNoProject(err error) error {
