@@ -35,6 +35,7 @@ type Purge struct {
 	Reappeared   bool                 `json:"reappeared"`                 // the key is in use again, after live was seen without it
 	SuspendedBy  []string             `json:"suspended_by,omitempty"`     // holds on the project: no certificate before they are released
 	Zones        []PurgeZone          `json:"zones"`
+	Statement    *catalog.Certificate `json:"statement,omitempty"` // the certificate's first phase
 	Certificate  *catalog.Certificate `json:"certificate"`
 }
 
@@ -80,6 +81,9 @@ func (p *Purger) each(ctx context.Context, a *advance, id string) (out []Purge, 
 	if a.absences, err = p.Catalog.Absences(ctx); err != nil {
 		return nil, err
 	}
+	if a.stated, err = p.Catalog.Statements(ctx); err != nil {
+		return nil, err
+	}
 	certs, err := p.Catalog.Certificates(ctx)
 	if err != nil {
 		return nil, err
@@ -94,6 +98,7 @@ func (p *Purger) each(ctx context.Context, a *advance, id string) (out []Purge, 
 		var one Purge
 		if i := slices.IndexFunc(certs.List, func(c catalog.Noted[catalog.Certificate]) bool { return c.Body.Tombstone == t.ID }); i >= 0 {
 			one = certified(t, certs.List[i].Body)
+			one.Statement = a.statement(t.ID)
 		} else if one, err = a.one(ctx, t); err != nil {
 			return out, fmt.Errorf("purge %s of cluster %s: %w", t.ID, p.Cluster, err)
 		}
@@ -117,6 +122,7 @@ type advance struct {
 	act      bool
 	name     bool // every copy by its name
 	absences map[string]catalog.Absent
+	stated   map[string]catalog.Certificate // phase 1
 	mem      memory
 	found    *copies // what the zones hold, read once
 }
@@ -141,6 +147,12 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 	if err := a.count(ctx, &one, t, absent, ok); err != nil {
 		return one, err
 	}
+	if _, stated := a.stated[t.ID]; ok && !stated && a.act && len(one.Zones) > 0 {
+		if err := a.state(ctx, t, absent, one); err != nil {
+			return one, err
+		}
+	}
+	one.Statement = a.statement(t.ID)
 	clear := ok && len(one.Zones) > 0 && !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.Copies > 0 || len(z.BlockedBy) > 0 })
 	if !clear || !a.act {
 		return one, nil
@@ -149,7 +161,16 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 	if err != nil {
 		return one, err
 	}
-	return certified(t, c), nil
+	done := certified(t, c)
+	done.Statement = one.Statement
+	return done, nil
+}
+
+func (a *advance) statement(id string) *catalog.Certificate {
+	if s, ok := a.stated[id]; ok {
+		return &s
+	}
+	return nil
 }
 
 // look looks at live, and records when it is without the project.
@@ -193,54 +214,6 @@ func (a *advance) absent(ctx context.Context, t catalog.Tombstone, seen tenancy.
 	a.absences[t.ID] = n
 	delete(a.mem, t.ID)
 	return a.remember(a.mem)
-}
-
-// What a certificate covers in the database, and what not, by layout.
-var (
-	coversOf = map[string]string{
-		tenancy.Rows:     "rows that foreign keys tie to the project's root row, in the database that was configured",
-		tenancy.Schema:   "the project's schema in the database that was configured, with all that was in it",
-		tenancy.Database: "the project's database, with all that was in it",
-	}
-	notCoveredOf = map[string][]string{
-		tenancy.Rows: {
-			"tables that no foreign key ties to the root, materialized views, large objects",
-			"values of deleted rows that live's indexes keep until REINDEX (bounds of b-tree pages, entries of GIN) and its statistics until ANALYZE",
-			"other databases",
-		},
-		tenancy.Schema: {
-			"large objects, which no schema holds; other schemas and databases, roles",
-			"names (of the schema, its tables and columns) that indexes of live's catalogues keep until REINDEX, and what statistics of the catalogues keep until ANALYZE",
-		},
-		tenancy.Database: {"other databases, roles", "the database's name in indexes of live's catalogues until REINDEX, and in every database's statistics of them until ANALYZE"},
-	}
-)
-
-// certify tells the ledger, then writes the certificate.
-func (a *advance) certify(ctx context.Context, t catalog.Tombstone, absent catalog.Absent, one Purge) (catalog.Certificate, error) {
-	now := a.Now().UTC()
-	c := catalog.Certificate{
-		ID: t.ID, Tombstone: t.ID, Cluster: t.Cluster, IssuedAt: now, RequestedAt: t.RequestedAt, AbsentAt: absent.SeenAt, Deadline: t.Deadline,
-		Method:     "expiry: every version of every snapshot and WAL object that was made before live was without the project has been removed from every zone, and each zone was listed afterwards, versions included",
-		Covers:     []string{coversOf[t.Layout], "snapshots and WAL in the zones named here"},
-		NotCovered: append(slices.Clone(notCoveredOf[t.Layout]), "replicas, exports, logs and copies that Holdfast did not make", "restored copies beside production", "what a store keeps below its own interface"),
-		LedgerLog:  a.Origin,
-	}
-	for _, z := range one.Zones {
-		c.Zones = append(c.Zones, catalog.CertificateZone{Name: z.Name, ListedAt: a.found.at.UTC(), Versions: z.versions, OldestCopy: z.oldest.UTC()})
-	}
-	var err error
-	if a.conn != nil { // by name, where live can be asked
-		names, err := tenancy.NotCovered(ctx, a.conn, tenancy.LayoutOf(t))
-		if err != nil {
-			return c, err
-		}
-		c.NotCovered = append(c.NotCovered, names...)
-	}
-	if c.LedgerIndex, err = a.Ledger.AppendAnchored(ctx, entryCertificate, a.about(t), c); err != nil {
-		return c, err
-	}
-	return c, a.putNote(ctx, catalog.CertificateName(c.ID), catalog.KindCertificate, c)
 }
 
 // holdingID is the snapshot that an object belongs to.

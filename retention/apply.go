@@ -18,6 +18,7 @@ const (
 	entryResult      = "removal.result"
 	entryTombstone   = "tombstone"
 	entryAbsent      = "purge.absent"
+	entryStatement   = "purge.statement"
 	entryCertificate = "certificate"
 )
 

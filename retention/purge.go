@@ -29,7 +29,11 @@ type Purger struct {
 	Keys     func(epoch int) (seal.DigestKeys, error) // of digest epochs
 	Epoch    int                                      // the digest epoch of new tombstones
 	Origin   string                                   // of this node's ledger
-	Memory   string                                   // file that remembers looks at live; losing it costs a vacuum
+	Software string                                   // the program and its version
+	// Made tells what copies Holdfast made that may have held a tombstone's project, and
+	// which ledgers could not be asked.
+	Made   func(ctx context.Context, t catalog.Tombstone) (list []catalog.Made, unread []string, err error)
+	Memory string // file that remembers looks at live; losing it costs a vacuum
 }
 
 // ErrConfirm means that what was typed is not the project's id or name.

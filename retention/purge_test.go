@@ -2,6 +2,7 @@ package retention
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -160,6 +161,9 @@ func ageOut(t *testing.T, r *rig, p *Purger, fresh catalog.Snapshot) {
 	if one.State != PurgeAgeing || one.Certificate != nil {
 		t.Fatalf("with a zone away: %+v", one)
 	}
+	if s := one.Statement; s == nil || s.Phase != catalog.PhaseLogical || s.LedgerIndex == 0 || len(s.Zones) != 3 || s.Zones[0].Remaining == 0 || s.LastCopyEnds.IsZero() || len(s.Controls) == 0 {
+		t.Errorf("the first phase: %+v", s)
+	}
 	if z := one.Zones[1]; z.Name != "z1" || len(z.BlockedBy) != 1 || !strings.Contains(z.BlockedBy[0], "did not answer") {
 		t.Errorf("the zone that is away: %+v", z)
 	}
@@ -171,7 +175,7 @@ func ageOut(t *testing.T, r *rig, p *Purger, fresh catalog.Snapshot) {
 		t.Errorf("showing certifies: %+v, %v", shown, err)
 	}
 	one = advanceOne(t, p, nil)
-	if one.State != PurgeDone || one.Certificate == nil || len(one.Certificate.Zones) != 3 || one.Certificate.LedgerIndex != 4 {
+	if one.State != PurgeDone || one.Certificate == nil || len(one.Certificate.Zones) != 3 || one.Certificate.LedgerIndex != 5 || one.Certificate.Supersedes != fmt.Sprint("node-1/", one.Statement.LedgerIndex) {
 		t.Fatalf("at the end: %+v", one)
 	}
 	if again := advanceOne(t, p, nil); again.Certificate == nil || again.Certificate.IssuedAt != one.Certificate.IssuedAt {

@@ -71,6 +71,7 @@ func TestADeletedProjectComesBackInNoRestoreAndIsCertifiedOnceItsLastCopyIsGone(
 	r.configure()
 	r.daemon("db")
 	with := ask[snapshotDoc](r, "db", "snapshot", "take", "cms").ID
+	r.copies(with)
 	deleted := ask[deletedDoc](r, "db", "project", "delete", "cms", "7", "--in-live", "--yes")
 	if len(deleted.InLive) != 3 || deleted.State != retention.PurgeResidue {
 		t.Fatalf("deleted: %+v", deleted)
@@ -87,6 +88,7 @@ func TestADeletedProjectComesBackInNoRestoreAndIsCertifiedOnceItsLastCopyIsGone(
 	if one.State != retention.PurgeAgeing || one.Certificate != nil {
 		t.Fatalf("after a vacuum: %+v", one)
 	}
+	r.stated(deleted.Tombstone)
 	without := ask[snapshotDoc](r, "db", "snapshot", "take", "cms").ID
 	r.ageing(deleted.Tombstone, with, without)
 	await(t, "the certificate", func() bool {
@@ -142,6 +144,49 @@ func (r *rig) absent(tombstone, snapshot string) {
 	}
 }
 
+// copies are made before the deletion: one is left, one is removed, one leaves.
+func (r *rig) copies(snapshot string) {
+	r.t.Helper()
+	for _, name := range []string{"left", "removed"} {
+		r.restore(name, "--snapshot", snapshot, "--immediate")
+	}
+	r.hold("drill", 0, "restore", "discard", r.path("removed"))
+	r.hold("db", 0, "project", "export", "cms", "7", "--out", r.path("export"))
+	r.hold("db", 0, "project", "export", "cms", "8", "--out", r.path("another's"))
+}
+
+// stated looks at the first phase of the certificate, in each of its forms.
+func (r *rig) stated(tombstone string) {
+	r.t.Helper()
+	first := ask[catalog.Certificate](r, "db", "purge", "certificate", tombstone, "--phase", "1")
+	if first.Phase != catalog.PhaseLogical || len(first.Zones) != 3 || first.Zones[0].Remaining == 0 || first.LastCopyEnds.IsZero() || first.Subject.KeyMAC == "" {
+		r.t.Errorf("the first phase: %+v", first)
+	}
+	r.lists(first)
+	page := r.hold("db", 0, "purge", "certificate", tombstone, "--phase", "1", "--format", "html")
+	text := r.hold("db", 0, "purge", "certificate", tombstone, "--phase", "1")
+	for _, said := range []string{"phase 1 of 2", "out of reach", "project.exported", "by its tombstone"} {
+		if !strings.Contains(page, said) || !strings.Contains(text, said) {
+			r.t.Errorf("%q is not in the page, or not in the text:\n%s\n%s", said, page, text)
+		}
+	}
+	if _, _, errs := r.try("db", "purge", "certificate", tombstone); !strings.Contains(errs, "--phase 1") {
+		r.t.Errorf("the final phase before its time: %s", errs)
+	}
+}
+
+// lists wants each copy that was made, and no other project's.
+func (r *rig) lists(c catalog.Certificate) {
+	r.t.Helper()
+	var got []string
+	for _, m := range c.Copies {
+		got = append(got, m.What+" "+m.State)
+	}
+	if want := []string{"project.exported out of reach", "restore.finished cleared", "restore.finished out of reach", "restore.finished removed"}; !slices.Equal(slices.Sorted(slices.Values(got)), want) {
+		r.t.Errorf("copies %q, want %q", got, want)
+	}
+}
+
 // advance moves every purge on, as the daemon does once a minute: a request for
 // another project that was requested already does nothing else.
 func (r *rig) advance(tombstone string) retention.Purge {
@@ -159,6 +204,12 @@ func (r *rig) certified(one retention.Purge, with, without string) {
 		if z.Remaining != 0 || z.ListedAt.IsZero() || z.Versions == 0 {
 			r.t.Errorf("the certificate says of zone %+v", z)
 		}
+	}
+	if cert.Phase != catalog.PhaseFinal || !strings.Contains(cert.Supersedes, "/") || len(cert.Copies) < 4 {
+		r.t.Errorf("the final phase: %+v", cert)
+	}
+	if page := r.hold("db", 0, "purge", "certificate", one.Project, "--format", "html"); !strings.Contains(page, "none is left") {
+		r.t.Errorf("the page:\n%s", page)
 	}
 	if slices.Sort(named); !slices.Equal(named, zoneLetters) || cert.Tombstone != one.Project {
 		r.t.Errorf("the certificate names zones %v: %+v", named, cert)

@@ -26,7 +26,7 @@ var opRecord = server.Op[recordIn, recordDoc]{ID: "ledger-record", Method: http.
 
 type recordIn struct {
 	Body struct {
-		Type    string          `json:"type" enum:"restore.started,restore.finished,project.exported,project.cloned,project.restored"`
+		Type    string          `json:"type" enum:"restore.started,restore.finished,restore.discarded,project.exported,project.cloned,project.restored"`
 		Cluster string          `json:"cluster"`
 		About   json.RawMessage `json:"about"`
 	}

@@ -96,7 +96,7 @@ func (n *node) purger(cluster string) (*retention.Purger, error) {
 		Keeper: k, Layout: layout,
 		Registry: c.Projects.Registry, Within: c.Projects.Purge.Within.Std(), Epoch: n.keys.Epoch, Origin: n.ledger.Origin(),
 		Keys:   func(epoch int) (seal.DigestKeys, error) { return n.digestKeys(context.Background(), epoch) },
-		Memory: n.state("purge-" + cluster + ".json"),
+		Memory: n.state("purge-" + cluster + ".json"), Software: "holdfast " + version, Made: n.made,
 	}, nil
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/retention"
 )
 
@@ -131,18 +130,7 @@ func (e *env) purgeCommand() *cobra.Command {
 			table(out, "PURGE\tCLUSTER\tSTATE\tREQUESTED\tLAST COPY ENDS\tDEADLINE", rows)
 		})
 	}}
-	certificate := &cobra.Command{Use: "certificate ID", Short: "The certificate of a purge that is done", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		doc, err := get(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		p := doc.Purges[0]
-		if p.Certificate == nil {
-			return notHeld("see `holdfast purge show "+args[0]+"`", "purge %s has no certificate yet: it is %s, and its last copy ends %s", p.Project, p.State, clock(p.LastCopyEnds))
-		}
-		return e.print(p.Certificate, func(out io.Writer) { certificateText(out, *p.Certificate) })
-	}}
-	cmd.AddCommand(list, e.purgeShowCommand(), certificate)
+	cmd.AddCommand(list, e.purgeShowCommand(), e.purgeCertificateCommand())
 	return cmd
 }
 
@@ -190,18 +178,5 @@ func purgeText(out io.Writer, p retention.Purge) {
 	}
 	if p.Certificate != nil {
 		certificateText(out, *p.Certificate)
-	}
-}
-
-func certificateText(out io.Writer, c catalog.Certificate) {
-	fmt.Fprintf(out, "certificate %s of %s\n  requested %s, absent from live %s\n  method: %s\n", c.ID, clock(c.IssuedAt), clock(c.RequestedAt), clock(c.AbsentAt), c.Method)
-	for _, z := range c.Zones {
-		fmt.Fprintf(out, "  zone %-12s listed %s: %d versions seen, %d that could hold the project\n", z.Name, clock(z.ListedAt), z.Versions, z.Remaining)
-	}
-	for _, s := range c.Covers {
-		fmt.Fprintln(out, "  covers:", s)
-	}
-	for _, s := range c.NotCovered {
-		fmt.Fprintln(out, "  does not cover:", s)
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	_ "embed" // the page
 	"encoding/csv"
-	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
@@ -78,9 +77,7 @@ func reportTime(flag, text string) (time.Time, error) {
 var reportFormats = map[string]func(io.Writer, []retentionReport) error{
 	"text": reportText, "csv": reportCSV, "html": reportHTML,
 	"json": func(out io.Writer, list []retentionReport) error {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(map[string]any{"reports": list})
+		return printJSON(out, map[string]any{"reports": list})
 	},
 }
 

@@ -348,12 +348,12 @@ func (e *env) restoreOpenCommand() *cobra.Command {
 }
 
 func (e *env) restoreDiscardCommand() *cobra.Command {
-	return &cobra.Command{Use: "discard ID|DIR", Short: "Remove what a restore made", Args: cobra.ExactArgs(1), RunE: func(_ *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "discard ID|DIR", Short: "Remove what a restore made", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 		dir, records, err := e.restoreDir(args[0])
 		if err != nil {
 			return err
 		}
-		_, kept, err := records.of(dir)
+		rec, kept, err := records.of(dir)
 		if err != nil {
 			return err
 		}
@@ -365,6 +365,9 @@ func (e *env) restoreDiscardCommand() *cobra.Command {
 			return err
 		}
 		fmt.Fprintln(e.out, "discarded", dir)
+		if kept {
+			e.recordDiscard(c.Context(), rec)
+		}
 		return nil
 	}}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/durable"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/restore"
 	"github.com/holdfast-dr/holdfast/snapshot"
 )
@@ -182,4 +183,18 @@ func (e *env) recordRun(ctx context.Context, w *world, p restore.Plan, opt resto
 
 func (e *env) unkept(err error) {
 	fmt.Fprintf(e.err, "holdfast: `restore list` will not tell of this restore as it is: %v\n", err)
+}
+
+// recordDiscard tells the ledger that a copy is no more: certificates of deleted projects
+// ask for that.
+func (e *env) recordDiscard(ctx context.Context, rec restoreRecord) {
+	w, err := e.open(ctx)
+	if err != nil {
+		fmt.Fprintf(e.err, "holdfast: that this copy is gone is not written into a ledger: %v\n", err)
+		return
+	}
+	e.recordRestore(ctx, w, ledger.TypeRestoreGone, rec.Cluster, map[string]string{"restored_to": rec.Dir, "plan": rec.Plan})
+	if err := w.close(); err != nil {
+		fmt.Fprintf(e.err, "holdfast: closing the repository: %v\n", err)
+	}
 }

@@ -138,12 +138,16 @@ func (e *env) load() (*configs.Config, error) {
 // print writes doc as JSON, or text.
 func (e *env) print(doc any, text func(io.Writer)) error {
 	if e.output == "json" {
-		enc := json.NewEncoder(e.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(doc)
+		return printJSON(e.out, doc)
 	}
 	text(e.out)
 	return nil
+}
+
+func printJSON(out io.Writer, doc any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(doc)
 }
 
 // call carries out op: by the daemon when one answers on the configuration's

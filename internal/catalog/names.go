@@ -131,8 +131,10 @@ func WALNoteName(cluster string, epoch int, timeline uint32, from, to uint64, wh
 // ForgottenName names a mark under which objects will be removed.
 func ForgottenName(cluster, id string) string { return ForgottenDir + cluster + "/" + id + ".note" }
 
-// TombstoneName, AbsentName: a project's deletion, and that live was seen empty.
+// TombstoneName, AbsentName, StatementName: a project's deletion, that live was seen
+// empty, and the first phase of its certificate.
 func TombstoneName(id string) string   { return TombstonesDir + id + "/tombstone.note" }
+func StatementName(id string) string   { return TombstonesDir + id + "/statement.note" }
 func AbsentName(id string) string      { return TombstonesDir + id + "/absent.note" }
 func CertificateName(id string) string { return CertificateDir + id + ".note" }
 

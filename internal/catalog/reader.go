@@ -307,6 +307,16 @@ func (r *Reader) Absences(ctx context.Context) (map[string]Absent, error) {
 	return out, err
 }
 
+// Statements reads the certificates of phase 1, by tombstone id.
+func (r *Reader) Statements(ctx context.Context) (map[string]Certificate, error) {
+	n, err := notes[Certificate](ctx, r, TombstonesDir, KindStatement, "", suffix("/statement.note"))
+	out := map[string]Certificate{}
+	for _, s := range n.List {
+		out[s.Body.Tombstone] = s.Body
+	}
+	return out, err
+}
+
 // Certificates reads the certificates of purged projects.
 func (r *Reader) Certificates(ctx context.Context) (Notes[Certificate], error) {
 	return notes[Certificate](ctx, r, CertificateDir, KindCertificate, "", suffix(".note"))

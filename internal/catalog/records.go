@@ -17,6 +17,7 @@ const (
 	KindForgotten   = "forgotten v1"
 	KindTombstone   = "tombstone v1"
 	KindAbsent      = "absent v1"
+	KindStatement   = "statement v1" // body: Certificate, of phase 1
 	KindCertificate = "certificate v1"
 	KindProof       = "proof v1"
 	KindProbe       = "probe v1"
@@ -31,7 +32,7 @@ type Duty string
 const (
 	DutySnapshot  Duty = "snapshot"  // intents, snapshots, forgotten marks
 	DutyWAL       Duty = "wal"       // lineages and WAL notes
-	DutyTombstone Duty = "tombstone" // tombstones, absences, certificates, holds
+	DutyTombstone Duty = "tombstone" // tombstones, absences, statements, certificates, holds
 	DutyLedger    Duty = "ledger"    // checkpoints, proofs, probes
 )
 
@@ -42,7 +43,7 @@ func DutyOf(kind string) Duty {
 		return DutySnapshot
 	case KindLineage, KindWAL:
 		return DutyWAL
-	case KindTombstone, KindAbsent, KindCertificate, KindHold, KindReleased:
+	case KindTombstone, KindAbsent, KindStatement, KindCertificate, KindHold, KindReleased:
 		return DutyTombstone
 	default:
 		return DutyLedger
@@ -243,8 +244,16 @@ type Absent struct {
 	Vacuumed  []string  `json:"vacuumed"` // the tables seen vacuumed or rewritten since
 }
 
+// The phases of a certificate.
+const (
+	PhaseLogical = 1 // live is without the project, and no restore brings it back
+	PhaseFinal   = 2 // no zone holds a copy
+)
+
 // Certificate says what was done to a purged project's copies, and what was not.
 type Certificate struct {
+	Phase       int               `json:"phase,omitempty"`      // 0, of older writers: final
+	Supersedes  string            `json:"supersedes,omitempty"` // the entry of phase 1: origin/index
 	ID          string            `json:"id"`
 	Tombstone   string            `json:"tombstone"`
 	Cluster     string            `json:"cluster"`
@@ -256,8 +265,42 @@ type Certificate struct {
 	Method      string            `json:"method"`
 	Covers      []string          `json:"covers"`
 	NotCovered  []string          `json:"not_covered"`
-	LedgerIndex int64             `json:"ledger_index"`
-	LedgerLog   string            `json:"ledger_origin"`
+	// Subject names the project to whoever knows its key, and to nobody else.
+	Subject *CertificateSubject `json:"subject,omitempty"`
+	// LastCopyEnds is of phase 1: when no zone holds a copy any more; zero where a hold
+	// keeps one. Until then Controls say what keeps the copies beyond use.
+	LastCopyEnds time.Time `json:"last_copy_ends_at,omitzero"`
+	Controls     []string  `json:"controls,omitempty"`
+	Copies       []Made    `json:"copies_made,omitempty"` // by Holdfast, outside the zones
+	Software     string    `json:"software,omitempty"`
+	LedgerIndex  int64     `json:"ledger_index"`
+	LedgerLog    string    `json:"ledger_origin"`
+}
+
+// CertificateSubject is what a tombstone says of the project.
+type CertificateSubject struct {
+	Layout      string  `json:"layout"`
+	KeyMAC      string  `json:"key_mac"`
+	DigestEpoch int     `json:"digest_epoch"`
+	Counts      []Count `json:"counts"`
+}
+
+// The states of a copy that Holdfast made.
+const (
+	MadeRemoved = "removed"      // by Holdfast
+	MadeCleared = "cleared"      // the project was removed from it before it opened, or it came after the project
+	MadeBeyond  = "out of reach" // it left Holdfast's hands, and may hold the project
+)
+
+// Made is a copy that Holdfast made of what a project was in: the type of the ledger's
+// entry that tells of it, and where that is.
+type Made struct {
+	What      string    `json:"what"`
+	At        time.Time `json:"at"`
+	Origin    string    `json:"ledger_origin"`
+	Index     int64     `json:"ledger_index"`
+	State     string    `json:"state"`
+	RemovedAt time.Time `json:"removed_at,omitzero"`
 }
 
 // CertificateZone is what one zone's own versions listing showed.
@@ -266,7 +309,9 @@ type CertificateZone struct {
 	ListedAt   time.Time `json:"listed_at"`
 	Versions   int64     `json:"versions_seen"` // of all objects under the cluster
 	OldestCopy time.Time `json:"oldest_copy,omitzero"`
-	Remaining  int64     `json:"remaining"` // that could hold the project: 0
+	Remaining  int64     `json:"remaining"` // that could hold the project: 0 but for phase 1
+	LastEnds   time.Time `json:"last_ends_at,omitzero"`
+	BlockedBy  []string  `json:"blocked_by,omitempty"`
 }
 
 // Proof says that a drill restored a snapshot and what it reached.

@@ -24,10 +24,12 @@ const (
 	TypeRemovalResult  = "removal.result"
 	TypeRestoreStarted = "restore.started"
 	TypeRestoreEnded   = "restore.finished"
+	TypeRestoreGone    = "restore.discarded"
 	TypeDrillDue       = "drill.due"     // body embeds [Due]
 	TypeDrillOutcome   = "drill.outcome" // body embeds [Outcome]
 	TypeTombstone      = "tombstone"
 	TypePurgeAbsent    = "purge.absent"
+	TypeStatement      = "purge.statement"
 	TypeCertificate    = "certificate"
 	TypeZoneProbe      = "zone.probe"
 	TypeLineage        = "lineage"

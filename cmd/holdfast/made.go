@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/restore"
+)
+
+// madeEntry is what the entries that tell of copies have in their bodies.
+type madeEntry struct {
+	RestoredTo  string                     `json:"restored_to"`
+	Error       string                     `json:"error"`
+	Tombstones  []restore.AppliedTombstone `json:"tombstones"`
+	Projects    []string                   `json:"projects"` // MACs
+	DigestEpoch int                        `json:"digest_epoch"`
+	Into        string                     `json:"into"`
+	Quarantined bool                       `json:"quarantined"`
+	Cleanup     *struct {
+		Verified   bool      `json:"verified"`
+		VerifiedAt time.Time `json:"verified_at"`
+	} `json:"cleanup"`
+}
+
+// made lists the copies that the ledgers of all nodes tell of in which a tombstone's
+// project was, or may have been; unread are the ledgers that could not be read.
+func (w *world) made(ctx context.Context, t catalog.Tombstone) (list []catalog.Made, unread []string, err error) {
+	origins, err := w.origins(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, o := range origins {
+		records, err := w.ledgerEntries(ctx, o, 0)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, nil, err
+			}
+			unread = append(unread, o)
+			continue
+		}
+		list = append(list, madeBy(records, t)...)
+	}
+	return list, unread, nil
+}
+
+// madeBy reads one ledger.
+func madeBy(records []ledger.Record, t catalog.Tombstone) (list []catalog.Made) {
+	at := map[string]int{} // of the restore that a directory holds
+	for _, r := range records {
+		var b madeEntry
+		if r.Subject["cluster"] != t.Cluster || json.Unmarshal(r.Body, &b) != nil {
+			continue
+		}
+		one := catalog.Made{What: r.Type, At: r.Time.Wall, Origin: r.Origin, Index: r.Index, State: catalog.MadeBeyond}
+		switch r.Type {
+		case "project.exported", "project.cloned", "project.restored":
+			if b.Into != "live" && b.DigestEpoch == t.DigestEpoch && slices.Contains(b.Projects, t.KeyMAC) {
+				list = append(list, one)
+			}
+		case ledger.TypeRestoreEnded, ledger.TypeRestoreGone:
+			if i, ok := at[b.RestoredTo]; ok && b.Error == "" && list[i].State != catalog.MadeRemoved {
+				list[i].State, list[i].RemovedAt = catalog.MadeRemoved, r.Time.Wall // or gone over by another
+			}
+			if r.Type == ledger.TypeRestoreEnded && b.Error == "" && b.RestoredTo != "" {
+				if cleared(r, b, t) {
+					one.State = catalog.MadeCleared
+				}
+				at[b.RestoredTo] = len(list)
+				list = append(list, one)
+			}
+		case ledger.TypeDrillOutcome:
+			if b.Cleanup != nil && r.Time.Wall.Before(t.RequestedAt) {
+				if b.Cleanup.Verified {
+					one.State, one.RemovedAt = catalog.MadeRemoved, b.Cleanup.VerifiedAt
+				}
+				list = append(list, one)
+			}
+		}
+	}
+	return list
+}
+
+// cleared says that a restore ended when the tombstone was there: it was replayed, or
+// the restored history passes through the project's absence.
+func cleared(r ledger.Record, b madeEntry, t catalog.Tombstone) bool {
+	if b.Quarantined {
+		return false
+	}
+	return r.Time.Wall.After(t.RequestedAt) || slices.ContainsFunc(b.Tombstones, func(a restore.AppliedTombstone) bool { return a.ID == t.ID })
+}
