@@ -106,7 +106,7 @@ func TestAPurgeEndsWithACertificateThatNamesEveryZone(t *testing.T) { // promise
 		t.Fatalf("absent %+v", absent)
 	}
 	ageOut(t, r, p, ago(-time.Hour, ours(clean.SegmentStart(int64(seg))+seg+40)))
-	want := []string{"tombstone main", "purge.absent main", "removal.intent main", "removal.result main", "certificate main"}
+	want := []string{"tombstone main", "purge.absent main", "purge.statement main", "removal.intent main", "removal.result main", "certificate main"}
 	if !slices.Equal(r.book.entries, want) {
 		t.Errorf("ledger %v, want %v", r.book.entries, want)
 	}
