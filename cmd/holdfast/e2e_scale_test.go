@@ -35,9 +35,9 @@ const (
 
 func scaleOf() scale {
 	if os.Getenv("HOLDFAST_SCALE") == "full" {
-		return scale{300_000, 64, 2 * time.Hour}
+		return scale{300_000, 2048, 2 * time.Hour}
 	}
-	return scale{30_000, 4, 5 * time.Minute}
+	return scale{30_000, 64, 5 * time.Minute}
 }
 
 // C-16, the 12th and the 20th of the tests: memory does not grow with the number of
