@@ -39,6 +39,7 @@ type rig struct {
 	keys    seal.DigestKeys
 	state   string
 	secrets secrets
+	mask    func(page []byte) // what pages are compared without; nil: nothing
 }
 
 func newRig(t testing.TB) *rig {
