@@ -10,6 +10,8 @@
 #   BENCH_STEPS=full,incr,incr1,incr5,restore,delta
 #   BENCH_SEGMENTS=200      WAL segments that are pushed, fetched and replayed, on pgbench's data; 0: none, and no commits
 #   BENCH_WAL_STEPS=push,get,replay,commit
+#   BENCH_SMALL=30          a second database, of so many MB: a cluster of 54 MB, where fixed waits show; 0: none
+#   BENCH_GROWTH=           sizes in MB (1000,3000,10000 for the record): how increments grow where 2,000 pages change
 #   BENCH_SETTLE=20         seconds to wait at most for a quiet machine before each command
 #   BENCH_NOTE=…            a sentence for the report, as what else ran meanwhile
 #   BENCH_OUT=…             the report, instead of docs/results/<date>-bench.md
@@ -35,6 +37,15 @@ SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$re
 segments=${BENCH_SEGMENTS:-200}
 [ "$segments" = 0 ] || SCALE=${BENCH_SCALE:-50} bash bench/peers.sh --tools holdfast,pgbackrest --repos file --steps "${BENCH_WAL_STEPS:-push,get,replay,commit}" \
   --segments "$segments" --runs "$runs" --budget "${BENCH_BUDGET:-7200}" --settle "${BENCH_SETTLE:-20}" --work "$work/wal" --keep --out "$work/waltable"
+small=${BENCH_SMALL:-30}
+[ "$small" = 0 ] || SCALE=$small bash bench/peers.sh --data cms --tools holdfast,pgbackrest --repos file --steps full --runs "$runs" \
+  --budget 600 --settle "${BENCH_SETTLE:-20}" --work "$work/small" --keep --out "$work/smalltable"
+growth=${BENCH_GROWTH:-}
+for size in ${growth//,/ }; do
+  SCALE=$size bash bench/peers.sh --data cms --tools holdfast --repos file --steps full,incr2000 --runs 1 \
+    --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --settle "${BENCH_SETTLE:-20}" --work "$work/growth-$size" --keep --out "$work/growth-$size.table"
+  rm -rf "$work/growth-$size/src" "$work/growth-$size/repo"*
+done
 find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z | xargs -0 cat 2>/dev/null | { head -c 400M; cat >/dev/null; } >"$work/pages"
 
 {
@@ -47,6 +58,18 @@ find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z |
   echo "- pgBackRest is the distribution's: up to 2.45 it copies whole files that changed. Nothing is claimed against newer ones, whose increments are of blocks."
   echo
   python3 bench/ratios.py "$work/peers/rows.jsonl"
+  if [ "$small" != 0 ]; then
+    echo
+    echo "## A small cluster: $(du -sm --exclude=pg_wal "$work/small/src" | cut -f1) MB without its WAL, a full snapshot, at most 0.5 s asked"
+    echo
+    python3 bench/ratios.py "$work/small/rows.jsonl"
+  fi
+  for size in ${growth//,/ }; do
+    echo
+    echo "## Growth: 2,000 pages changed of $size MB"
+    echo
+    python3 bench/ratios.py "$work/growth-$size/rows.jsonl"
+  done
   if [ "$segments" != 0 ]; then
     echo
     echo "## WAL: $segments segments of a pgbench load, to and from a directory"
