@@ -77,32 +77,36 @@ func (room *Room) View(ctx context.Context, l tenancy.Layout, keyText string) (v
 
 // DDL writes the DDL of the schemas of a view, by the restored server's own pg_dump.
 func (room *Room) DDL(ctx context.Context, v *tenancy.View, to io.Writer) error {
-	schemas, err := v.Schemas(ctx)
+	schemas, extensions, id, err := ofView(ctx, v)
 	if err != nil {
 		return err
 	}
-	id, err := v.Export(ctx)
-	if err != nil {
-		return err
-	}
-	return room.dump(ctx, v, postgres.DumpArgs(id, schemas), to)
+	return room.dump(ctx, v, postgres.DumpArgs(id, schemas, extensions), to)
 }
 
-// OwnDDL is DDL for the server that the copy is of: of one schema, or of all for none, with
-// owners and grants.
+// OwnDDL is DDL for the server that the copy is of, with owners and grants: of one
+// schema, which finds its extensions there, or of all for none.
 func (room *Room) OwnDDL(ctx context.Context, v *tenancy.View, schema string, to io.Writer) error {
-	schemas, err := []string{schema}, error(nil)
-	if schema == "" {
-		schemas, err = v.Schemas(ctx)
-	}
+	schemas, extensions, id, err := ofView(ctx, v)
 	if err != nil {
 		return err
 	}
-	id, err := v.Export(ctx)
-	if err != nil {
-		return err
+	if schema != "" {
+		schemas, extensions = []string{schema}, nil
 	}
-	return room.dump(ctx, v, postgres.OwnDumpArgs(id, schemas), to)
+	return room.dump(ctx, v, postgres.OwnDumpArgs(id, schemas, extensions), to)
+}
+
+// ofView is what of a view is dumped, and the name of its moment.
+func ofView(ctx context.Context, v *tenancy.View) (schemas, extensions []string, id string, err error) {
+	if schemas, err = v.Schemas(ctx); err != nil {
+		return nil, nil, "", err
+	}
+	if extensions, err = v.Extensions(ctx); err != nil {
+		return nil, nil, "", err
+	}
+	id, err = v.Export(ctx)
+	return schemas, extensions, id, err
 }
 
 func (room *Room) dump(ctx context.Context, v *tenancy.View, args []string, to io.Writer) error {

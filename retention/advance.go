@@ -48,6 +48,7 @@ type PurgeZone struct {
 	Objects   []PurgeCopy `json:"objects,omitempty"` // the copies by name, where they were asked for
 	versions  int64
 	oldest    time.Time
+	silent    bool // it did not answer
 }
 
 // PurgeCopy is one version of an object that may hold the project.
@@ -147,7 +148,7 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 	if err := a.count(ctx, &one, t, absent, ok); err != nil {
 		return one, err
 	}
-	if _, stated := a.stated[t.ID]; ok && !stated && a.act && len(one.Zones) > 0 {
+	if _, stated := a.stated[t.ID]; ok && !stated && a.act && len(one.Zones) > 0 && len(one.SuspendedBy) == 0 && !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.silent }) {
 		if err := a.state(ctx, t, absent, one); err != nil {
 			return one, err
 		}

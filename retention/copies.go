@@ -132,7 +132,7 @@ func (a *advance) countZone(name string, suspended []string, absent catalog.Abse
 	c := a.found
 	z = PurgeZone{Name: name, BlockedBy: append([]string{}, suspended...)}
 	if err := c.faults[name]; err != nil {
-		z.BlockedBy = append(z.BlockedBy, "the zone did not answer: "+err.Error())
+		z.silent, z.BlockedBy = true, append(z.BlockedBy, "the zone did not answer: "+err.Error())
 	}
 	held = len(suspended) > 0
 	by := map[string]bool{}

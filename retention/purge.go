@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -81,7 +82,7 @@ func (p *Purger) Preview(ctx context.Context, conn *pgx.Conn, key string) (v Pre
 	}
 	tied, err := tenancy.Tied(ctx, conn, p.Layout, key)
 	for _, what := range tied {
-		v.NotCovered = append(v.NotCovered, what+" (it depends on the project, whose deletion in live is refused until it does no more)")
+		v.NotCovered = append(v.NotCovered, what+" (it depends on the project, whose deletion is refused until it does no more)")
 	}
 	return v, err
 }
@@ -112,6 +113,13 @@ func (p *Purger) Request(ctx context.Context, conn *pgx.Conn, key, typed string)
 	}
 	if typed != v.ID && typed != v.Name {
 		return catalog.Tombstone{}, fmt.Errorf("requesting a purge: %w", ErrConfirm)
+	}
+	// Restores drop what depends on a schema with it: nothing of live's may.
+	if tied, err := tenancy.Tied(ctx, conn, p.Layout, key); err != nil || len(tied) > 0 {
+		if err == nil {
+			err = fmt.Errorf("%w: %s; drop or change that first", tenancy.ErrTied, strings.Join(tied, ", "))
+		}
+		return catalog.Tombstone{}, fmt.Errorf("requesting a purge: %w", err)
 	}
 	t, err := p.tombstone(ctx, conn, key, v)
 	if err != nil {

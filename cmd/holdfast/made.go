@@ -19,7 +19,10 @@ type madeEntry struct {
 	Projects    []string                   `json:"projects"` // MACs
 	DigestEpoch int                        `json:"digest_epoch"`
 	Into        string                     `json:"into"`
+	Complete    bool                       `json:"complete"`
 	Quarantined bool                       `json:"quarantined"`
+	Plan        string                     `json:"plan"`
+	Hash        string                     `json:"hash"` // of the plan, where it is begun
 	Cleanup     *struct {
 		Verified   bool      `json:"verified"`
 		VerifiedAt time.Time `json:"verified_at"`
@@ -49,7 +52,8 @@ func (w *world) made(ctx context.Context, t catalog.Tombstone) (list []catalog.M
 
 // madeBy reads one ledger.
 func madeBy(records []ledger.Record, t catalog.Tombstone) (list []catalog.Made) {
-	at := map[string]int{} // of the restore that a directory holds
+	at := map[string]int{}          // of the restore that a directory holds
+	begun := map[string]time.Time{} // by plan
 	for _, r := range records {
 		var b madeEntry
 		if r.Subject["cluster"] != t.Cluster || json.Unmarshal(r.Body, &b) != nil {
@@ -61,16 +65,20 @@ func madeBy(records []ledger.Record, t catalog.Tombstone) (list []catalog.Made) 
 			if b.Into != "live" && b.DigestEpoch == t.DigestEpoch && slices.Contains(b.Projects, t.KeyMAC) {
 				list = append(list, one)
 			}
-		case ledger.TypeRestoreEnded, ledger.TypeRestoreGone:
-			if i, ok := at[b.RestoredTo]; ok && b.Error == "" && list[i].State != catalog.MadeRemoved {
-				list[i].State, list[i].RemovedAt = catalog.MadeRemoved, r.Time.Wall // or gone over by another
+		case ledger.TypeRestoreStarted:
+			begun[b.Hash] = r.Time.Wall
+		case ledger.TypeRestoreEnded:
+			if b.RestoredTo == "" {
+				continue // it made nothing
 			}
-			if r.Type == ledger.TypeRestoreEnded && b.Error == "" && b.RestoredTo != "" {
-				if cleared(r, b, t) {
-					one.State = catalog.MadeCleared
-				}
-				at[b.RestoredTo] = len(list)
-				list = append(list, one)
+			if cleared(b, t, begun[b.Plan]) {
+				one.State = catalog.MadeCleared
+			}
+			at[b.RestoredTo] = len(list)
+			list = append(list, one)
+		case ledger.TypeRestoreGone:
+			if i, ok := at[b.RestoredTo]; ok {
+				list[i].State, list[i].RemovedAt = catalog.MadeRemoved, r.Time.Wall
 			}
 		case ledger.TypeDrillOutcome:
 			if b.Cleanup != nil && r.Time.Wall.Before(t.RequestedAt) {
@@ -84,11 +92,11 @@ func madeBy(records []ledger.Record, t catalog.Tombstone) (list []catalog.Made) 
 	return list
 }
 
-// cleared says that a restore ended when the tombstone was there: it was replayed, or
-// the restored history passes through the project's absence.
-func cleared(r ledger.Record, b madeEntry, t catalog.Tombstone) bool {
-	if b.Quarantined {
+// cleared says that a restore was whole and knew the tombstone: it was replayed, or it
+// was there when the restore began and the restored history passes through the absence.
+func cleared(b madeEntry, t catalog.Tombstone, begun time.Time) bool {
+	if b.Quarantined || !b.Complete || b.Error != "" {
 		return false
 	}
-	return r.Time.Wall.After(t.RequestedAt) || slices.ContainsFunc(b.Tombstones, func(a restore.AppliedTombstone) bool { return a.ID == t.ID })
+	return begun.After(t.RequestedAt) || slices.ContainsFunc(b.Tombstones, func(a restore.AppliedTombstone) bool { return a.ID == t.ID })
 }

@@ -183,8 +183,12 @@ func dumpArgs(ctx context.Context, v *tenancy.View) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	extensions, err := v.Extensions(ctx)
+	if err != nil {
+		return nil, err
+	}
 	id, err := v.Export(ctx)
-	return postgres.DumpArgs(id, schemas), err
+	return postgres.DumpArgs(id, schemas, extensions), err
 }
 
 // majorIn reads a server_version: "15.18 (Debian …)", "19beta1".

@@ -223,7 +223,7 @@ func (e *env) carryOut(ctx context.Context, w *world, repo restore.Repo, p resto
 	})
 	bar.end()
 	if err != nil {
-		e.recordRestore(ctx, w, "restore.finished", p.Cluster, map[string]string{"plan": p.Hash, "error": err.Error()})
+		e.recordRestore(ctx, w, "restore.finished", p.Cluster, failedRestore(p, opt, err))
 		return restoreFault(err)
 	}
 	e.recordRestore(ctx, w, "restore.finished", p.Cluster, doc)
@@ -358,14 +358,16 @@ func (e *env) restoreDiscardCommand() *cobra.Command {
 			return err
 		}
 		// A restore that ended before it made anything leaves a record alone.
-		if err := restore.Discard(dir); err != nil && !(kept && errors.Is(err, fs.ErrNotExist)) {
+		err = restore.Discard(dir)
+		gone := errors.Is(err, fs.ErrNotExist)
+		if err != nil && !(kept && gone) {
 			return refused("", "%w", err)
 		}
 		if err := records.forget(dir); err != nil {
 			return err
 		}
 		fmt.Fprintln(e.out, "discarded", dir)
-		if kept {
+		if kept && !gone {
 			e.recordDiscard(c.Context(), rec)
 		}
 		return nil

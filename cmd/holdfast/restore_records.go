@@ -185,6 +185,16 @@ func (e *env) unkept(err error) {
 	fmt.Fprintf(e.err, "holdfast: `restore list` will not tell of this restore as it is: %v\n", err)
 }
 
+// failedRestore is what the ledger is told of a restore that failed: where it may have
+// left something, unless it never began.
+func failedRestore(p restore.Plan, opt restore.Options, err error) map[string]string {
+	body := map[string]string{"plan": p.Hash, "error": err.Error()}
+	if !errors.Is(err, restore.ErrNotEmpty) && !errors.Is(err, restore.ErrRunning) && !errors.Is(err, durable.ErrHeld) {
+		body["restored_to"] = opt.To
+	}
+	return body
+}
+
 // recordDiscard tells the ledger that a copy is no more: certificates of deleted projects
 // ask for that.
 func (e *env) recordDiscard(ctx context.Context, rec restoreRecord) {

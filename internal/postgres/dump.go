@@ -49,22 +49,22 @@ func FindDump(ctx context.Context, pattern string, major int) (Dump, error) {
 }
 
 // DumpArgs are pg_dump's arguments for the DDL of schemas as it was in an exported
-// snapshot: tables, types, functions and the extensions they need, without owners,
-// grants and tablespaces, which are the server's, and without what replicates.
-func DumpArgs(snapshot string, schemas []string) []string {
-	return append([]string{"--no-owner", "--no-privileges"}, OwnDumpArgs(snapshot, schemas)...)
+// snapshot: tables, types, functions and extensions, without owners, grants and
+// tablespaces, which are the server's, and without what replicates.
+func DumpArgs(snapshot string, schemas, extensions []string) []string {
+	return append([]string{"--no-owner", "--no-privileges"}, OwnDumpArgs(snapshot, schemas, extensions)...)
 }
 
 // OwnDumpArgs are DumpArgs with owners and grants, for a server that has the roles.
-func OwnDumpArgs(snapshot string, schemas []string) []string {
-	args := []string{
-		"--schema-only", "--no-tablespaces", "--no-publications", "--no-subscriptions", "--no-security-labels", "--encoding=UTF8", "--extension=*",
-	}
+func OwnDumpArgs(snapshot string, schemas, extensions []string) []string {
+	args := []string{"--schema-only", "--no-tablespaces", "--no-publications", "--no-subscriptions", "--no-security-labels", "--encoding=UTF8"}
 	if snapshot != "" {
 		args = append(args, "--snapshot="+snapshot)
 	}
-	for _, s := range schemas {
-		args = append(args, `--schema="`+strings.ReplaceAll(s, `"`, `""`)+`"`)
+	for flag, names := range map[string][]string{"--schema=": schemas, "--extension=": extensions} {
+		for _, n := range names {
+			args = append(args, flag+`"`+strings.ReplaceAll(n, `"`, `""`)+`"`)
+		}
 	}
 	return args
 }

@@ -217,6 +217,9 @@ func refresh(ctx context.Context, tx pgx.Tx, tables []uint32, empty bool) (stale
 // Vacuum vacuums tables, quoted as [Table] has them.
 func Vacuum(ctx context.Context, conn *pgx.Conn, tables []Table) error {
 	for _, t := range tables {
+		if t.toast {
+			continue
+		}
 		if _, err := conn.Exec(ctx, `VACUUM (INDEX_CLEANUP ON) `+t.Name); err != nil {
 			return fmt.Errorf("vacuuming %s, where rows were deleted: %w", t.Name, err)
 		}

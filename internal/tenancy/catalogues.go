@@ -3,7 +3,6 @@ package tenancy
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -16,25 +15,40 @@ import (
 func certain(l Layout) map[string]bool {
 	names := []string{"pg_database"}
 	if l.Kind == Schema {
-		names = []string{"pg_namespace", "pg_class", "pg_attribute", "pg_type", "pg_statistic", "pg_depend"}
+		names = []string{
+			"pg_namespace", "pg_class", "pg_attribute", "pg_type", "pg_depend", "pg_constraint", "pg_attrdef", "pg_rewrite", "pg_proc", "pg_description",
+			"pg_statistic", "pg_statistic_ext", "pg_statistic_ext_data", "pg_index", "pg_trigger",
+		}
 	}
 	set := map[string]bool{}
 	for _, n := range names {
-		set["pg_catalog."+n] = true
+		set["pg_catalog."+n], set["pg_catalog."+n+"'s TOAST table"] = true, true
 	}
 	return set
 }
 
-// catalogues are the server's own tables of a database, or those that all databases share.
+// cataloguesSQL lists the server's own tables with their TOAST tables, which autovacuum
+// takes one by one, as names that Vacuum can take where vacuumable is asked for.
+const cataloguesSQL = `
+SELECT c.oid, format('%I.%I', n.nspname, c.relname), c.reltoastrelid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'pg_catalog' AND c.relkind = 'r' AND c.relisshared = $1 ORDER BY 2`
+
+// catalogues are the server's own tables of a database, or those that all databases share,
+// each with its TOAST table.
 func catalogues(ctx context.Context, conn *pgx.Conn, l Layout) ([]Table, error) {
-	rows, err := conn.Query(ctx, `SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = 'pg_catalog' AND c.relkind = 'r' AND c.relisshared = $1 ORDER BY 2`, l.Kind == Database)
+	rows, err := conn.Query(ctx, cataloguesSQL, l.Kind == Database)
 	if err != nil {
 		return nil, fmt.Errorf("listing the server's catalogues: %w", err)
 	}
 	var t Table
+	var toast uint32
 	var list []Table
-	_, err = pgx.ForEachRow(rows, []any{&t.OID, &t.Name}, func() error { list = append(list, t); return nil })
+	_, err = pgx.ForEachRow(rows, []any{&t.OID, &t.Name, &toast}, func() error {
+		if list = append(list, t); toast != 0 {
+			list = append(list, Table{OID: toast, Name: t.Name + "'s TOAST table", toast: true})
+		}
+		return nil
+	})
 	return list, err
 }
 
@@ -49,7 +63,8 @@ SELECT NOT EXISTS (SELECT FROM (
 ) x(id) WHERE age(id) > age($1::text::xid8::xid))`
 
 // past says whether nobody can see any more what was seen gone, so that a vacuum which
-// begins now removes it. For rows the server's count of dead ones tells, afterwards.
+// begins now removes it; asked at each look, as a standby may come back with an older
+// view. For rows the server's count of dead ones tells, afterwards.
 func (s *Seen) past(ctx context.Context, conn *pgx.Conn, l Layout) (yes bool, err error) {
 	if l.rows() {
 		return true, nil
@@ -63,8 +78,8 @@ func (s *Seen) past(ctx context.Context, conn *pgx.Conn, l Layout) (yes bool, er
 	if err != nil {
 		return false, fmt.Errorf("looking whether a transaction still sees it: %w", err)
 	}
-	if !yes {
-		s.Waiting = []string{"the end of transactions (or replication slots, or prepared transactions) that began before it was gone; then: " + strings.Join(s.Waiting, ", ")}
-	}
 	return yes, nil
 }
+
+// waitsForHorizon is what is waited for while somebody can see the project.
+const waitsForHorizon = "the end of transactions, prepared transactions, replication slots or standbys' queries that began before it was gone; then"

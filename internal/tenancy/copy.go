@@ -64,8 +64,8 @@ func (s *Slice) column(name string) (Part, *Column) {
 				continue
 			}
 			p := s.v.part(oid, false)
-			if _, project := s.v.hidden[p.Schema]; s.v.Layout.Kind == Schema {
-				p.whole = own || project
+			if s.v.Layout.Kind == Schema {
+				p.whole = own || s.v.projects[p.Schema]
 			}
 			for _, c := range p.shape.stored() {
 				if p.Name+"."+c.quoted == name || p.whole && p.bare()+"."+c.quoted == name {

@@ -16,6 +16,7 @@ type Table struct {
 	OID   uint32
 	Name  string // quoted where SQL needs it
 	Depth int    // foreign keys from the root table, the shortest way
+	toast bool   // vacuumed with the table that it belongs to
 }
 
 // relation is a table of the catalogue.
@@ -219,7 +220,7 @@ func (g *graph) storing(oids map[uint32]int) []Table {
 	for oid, d := range oids {
 		for leaf, r := range g.rels {
 			if r.kind == "r" && g.within(leaf, oid) {
-				out = append(out, Table{leaf, r.name, d})
+				out = append(out, Table{OID: leaf, Name: r.name, Depth: d})
 			}
 		}
 	}

@@ -24,6 +24,8 @@ var (
 	// ErrNoRoot means that the root table or its key column is not there: nothing
 	// can be said about projects, so nothing is.
 	ErrNoRoot = errors.New("the root table of the projects is not there")
+	// ErrElsewhere means that a connection is to another database than a tombstone's.
+	ErrElsewhere = errors.New("the project was in another database")
 	// ErrNoProject means that no root row has the key, or no schema or database is named so.
 	ErrNoProject = errors.New("no such project")
 )

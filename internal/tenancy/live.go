@@ -55,6 +55,9 @@ type Seen struct {
 func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.DigestKeys, memo Memo) (seen Seen, err error) {
 	l := LayoutOf(t)
 	var texts []string
+	if err := atHome(ctx, conn, l); err != nil {
+		return seen, fmt.Errorf("looking whether live still holds the project of tombstone %s: %w", t.ID, err)
+	}
 	err = eachKey(ctx, conn, l, func(text string) {
 		if MAC(keys, t.Cluster, l, text) == t.KeyMAC {
 			texts = append(texts, text)
@@ -62,7 +65,7 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 	})
 	if err == nil && len(texts) > 0 {
 		seen.State = Present
-		seen.Counts, err = Count(ctx, conn, l, texts[0])
+		seen.Counts = present(ctx, conn, l, texts[0])
 	} else if err == nil {
 		err = seen.residue(ctx, conn, t, memo)
 		seen.Memo.Waiting = seen.Waiting
@@ -74,6 +77,25 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 		return seen, fmt.Errorf("looking whether live still holds the project of tombstone %s: %w", t.ID, err)
 	}
 	return seen, nil
+}
+
+// atHome refuses to look in another database than the tombstone's: there is nothing to
+// be seen of a project there. The configuration may name another by now.
+func atHome(ctx context.Context, conn *pgx.Conn, l Layout) error {
+	var here string
+	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&here); err != nil || l.Kind == Database || here == l.Database {
+		return err
+	}
+	return fmt.Errorf("%w: it was in database %s, and the configuration names %s: name that one again until the purge is done", ErrElsewhere, l.Database, here)
+}
+
+// present counts where that can be done: a database may refuse connections by now.
+func present(ctx context.Context, conn *pgx.Conn, l Layout, text string) []catalog.Count {
+	counts, err := Count(ctx, conn, l, text)
+	if err != nil {
+		return nil // that it is there is known
+	}
+	return counts
 }
 
 // position is read last, so that what was seen is true of every later moment
@@ -147,6 +169,11 @@ func (s *Seen) residue(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone,
 	if err != nil {
 		return err
 	}
+	s.State, s.Memo = Residue, memo
+	past, err := s.past(ctx, conn, l)
+	if err != nil {
+		return err
+	}
 	list, err := states(ctx, conn, tables)
 	if err != nil {
 		return err
@@ -157,18 +184,24 @@ func (s *Seen) residue(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone,
 			touched = append(touched, one)
 		}
 	}
-	s.State, s.Memo = Residue, memo
-	if memo.GoneAt.IsZero() {
-		for _, one := range touched {
-			s.Waiting = append(s.Waiting, one.Name)
-		}
-		if past, err := s.past(ctx, conn, l); err != nil || !past {
-			return err
-		}
+	switch {
+	case !past: // what a vacuum did meanwhile may have left it all
+		s.Memo.GoneAt, s.Memo.Files = time.Time{}, nil
+		s.Waiting = append([]string{waitsForHorizon}, names(touched)...)
+		return nil
+	case memo.GoneAt.IsZero():
+		s.Waiting = names(touched)
 		return s.begin(ctx, conn, touched)
 	}
 	s.judge(touched, l.rows())
 	return nil
+}
+
+func names(list []tableState) (out []string) {
+	for _, one := range list {
+		out = append(out, one.Name)
+	}
+	return out
 }
 
 // begin notes the moment; not while a vacuum runs, which may have passed the rows

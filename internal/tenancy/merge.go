@@ -135,7 +135,10 @@ func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice, ddl func(
 		return err
 	})
 	if err == nil && out.Made {
-		out.Views, err = fillViews(ctx, conn, from.Key)
+		views, why := fillViews(ctx, conn, from.Key)
+		if out.Views = views; why != nil { // it is committed: this is no failure any more
+			out.Views = append(out.Views, why.Error())
+		}
 	}
 	if err != nil {
 		return Merged{}, fmt.Errorf("putting a project back into live: %w", err)

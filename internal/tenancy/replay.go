@@ -125,7 +125,7 @@ func replayDatabase(ctx context.Context, connect Connector, db string, tombs []c
 }
 
 // erase deletes in a transaction of its own, then vacuums. What depends on a schema
-// goes with it: it held up no deletion in live.
+// goes with it: nothing did when the tombstone was written.
 func erase(ctx context.Context, conn *pgx.Conn, connect Connector, l Layout, text string) (counts []catalog.Count, tied int, err error) {
 	var touched []Table
 	switch {
@@ -139,7 +139,7 @@ func erase(ctx context.Context, conn *pgx.Conn, connect Connector, l Layout, tex
 		counts, strays, err = dropSchema(ctx, conn, text, true)
 		tied = len(strays)
 	default:
-		if counts, err = evict(ctx, connect, l, text); err == nil {
+		if counts, err = evict(ctx, conn, connect, l, text); err == nil {
 			err = dropDatabase(ctx, conn, text, true)
 		}
 	}

@@ -254,15 +254,16 @@ func (s *Slice) share(ctx context.Context) error {
 	if err := rowSet(ctx, s.v.tx, "holdfast_need"); err != nil {
 		return err
 	}
+	owned := s.owned()
 	for more := true; more; {
 		more = false
 		for _, k := range s.v.g.keys {
 			from := s.below(k.child, k.childCols)
-			if s.own[k.parent] || from == "" || s.v.hidden[s.v.g.rels[k.parent].schema] {
+			if s.own[k.parent] || from == "" || s.v.projects[s.v.g.rels[k.parent].schema] {
 				continue
 			}
 			tag, err := s.v.tx.Exec(ctx, fmt.Sprintf(`INSERT INTO pg_temp.holdfast_need SELECT p.tableoid, p.ctid, 0 FROM %s p
-				WHERE EXISTS (SELECT FROM (%s) c WHERE %s) ON CONFLICT DO NOTHING`, s.v.g.from(k.parent), from, k.on("p", "c")))
+				WHERE p.tableoid <> ALL ($1) AND EXISTS (SELECT FROM (%s) c WHERE %s) ON CONFLICT DO NOTHING`, s.v.g.from(k.parent), from, k.on("p", "c")), owned)
 			if err != nil {
 				return fmt.Errorf("following a foreign key to %s: %w", s.v.g.rels[k.parent].name, err)
 			}
@@ -273,6 +274,18 @@ func (s *Slice) share(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// owned are the tables whose rows are somebody's: this project's, or another one's. A
+// table that nobody owns may have them as partitions.
+func (s *Slice) owned() []uint32 {
+	set := map[uint32]bool{}
+	for oid, r := range s.v.g.rels {
+		if s.own[oid] || s.v.projects[r.schema] {
+			set[oid] = true
+		}
+	}
+	return append([]uint32{}, sorted(set)...)
 }
 
 func (s *Slice) takeShared(ctx context.Context) error {

@@ -20,7 +20,8 @@ type View struct {
 	Layout   Layout
 	Database string          // the one that is read
 	Owner    string          // of the database
-	hidden   map[string]bool // schemas that are other projects
+	projects map[string]bool // schemas that are projects
+	hidden   map[string]bool // those of them that the view is not for
 	conn     *pgx.Conn
 	tx       pgx.Tx
 	g        *graph
@@ -103,9 +104,9 @@ func (v *View) Keep(ctx context.Context, registrySQL string, keys ...string) err
 	if err != nil {
 		return fmt.Errorf("listing projects by projects.registry: %w", err)
 	}
-	v.hidden = map[string]bool{}
+	v.projects, v.hidden = map[string]bool{}, map[string]bool{}
 	for _, p := range list {
-		v.hidden[p.ID] = !slices.Contains(keys, p.ID)
+		v.projects[p.ID], v.hidden[p.ID] = true, !slices.Contains(keys, p.ID)
 	}
 	return nil
 }
@@ -140,6 +141,22 @@ func (v *View) Schemas(ctx context.Context) ([]string, error) {
 	}
 	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	return slices.DeleteFunc(list, func(s string) bool { return v.hidden[s] }), err
+}
+
+// Extensions are those of the database, without what is in other projects' schemas.
+func (v *View) Extensions(ctx context.Context) (list []string, err error) {
+	rows, err := v.tx.Query(ctx, `SELECT e.extname::text, n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY 1`)
+	if err != nil {
+		return nil, err
+	}
+	var name, schema string
+	_, err = pgx.ForEachRow(rows, []any{&name, &schema}, func() error {
+		if !v.hidden[schema] {
+			list = append(list, name)
+		}
+		return nil
+	})
+	return list, err
 }
 
 // NotCovered is [NotCovered] of the view's moment, with the tables whose rows

@@ -156,6 +156,9 @@ func testSchemaTied(t *testing.T, pg *pgtest.Cluster) {
 		"public.audit":           `CREATE TABLE audit (page int REFERENCES "Ca""n; --".page)`,
 		"public.kept":            `CREATE TABLE kept (s "Ca""n; --".state)`,
 		"public.loud":            `CREATE TABLE loud (n int DEFAULT nextval('"Ca""n; --".ticket'))`,
+		"index public.by_kind":   `CREATE FUNCTION "Ca""n; --".kind(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT $1'; CREATE INDEX by_kind ON country ("Ca""n; --".kind(name))`,
+		"extension citext":       `CREATE EXTENSION citext SCHEMA "Ca""n; --"`,
+		"event trigger watch":    `CREATE FUNCTION "Ca""n; --".watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION "Ca""n; --".watch()`,
 		"public.guarded":         `CREATE TABLE guarded (n int); CREATE TRIGGER g BEFORE INSERT ON guarded FOR EACH ROW EXECUTE FUNCTION "Ca""n; --".forbid()`,
 	} {
 		conn := build(t, pg)
@@ -169,6 +172,14 @@ func testSchemaTied(t *testing.T, pg *pgtest.Cluster) {
 			t.Errorf("%s: a refused deletion changed rows", what)
 		}
 	}
+	own := build(t, pg)
+	run(t, own, `CREATE DOMAIN "Ca""n; --".mail AS text CHECK (VALUE LIKE '%@%'); CREATE TABLE "Ca""n; --".box (m "Ca""n; --".mail);
+		CREATE OPERATOR FAMILY "Ca""n; --".f USING btree; CREATE POLICY p ON "Ca""n; --".page; CREATE STATISTICS "Ca""n; --".s ON id, note FROM "Ca""n; --".page;
+		CREATE PUBLICATION pub FOR TABLE "Ca""n; --".page; ALTER DEFAULT PRIVILEGES IN SCHEMA "Ca""n; --" GRANT SELECT ON TABLES TO pg_monitor`)
+	if tied, err := Tied(t.Context(), own, bySchema, victim); err != nil || len(tied) > 0 {
+		t.Errorf("what is its own ties it: %v, %v", tied, err)
+	}
+	own.Close(t.Context())
 	counts, err := Erase(t.Context(), build(t, pg), bySchema, victim)
 	if err != nil || !slices.Equal(sorts(counts), sorts(inHouse)) {
 		t.Errorf("erased %v, %v", counts, err)
@@ -183,6 +194,9 @@ func testSchemaLive(t *testing.T, pg *pgtest.Cluster) {
 	look := lookAt(t, conn, tomb, k)
 	if seen := look(Memo{}); seen.State != Present || len(seen.Counts) != len(inHouse) || seen.LSN == 0 {
 		t.Fatalf("before: %+v", seen)
+	}
+	if _, err := Live(t.Context(), pg.Conn("postgres"), tomb, k, Memo{}); !errors.Is(err, ErrElsewhere) {
+		t.Fatalf("in another database: %v", err)
 	}
 	old := pg.Conn("street")
 	defer old.Close(t.Context())
@@ -207,6 +221,15 @@ func testSchemaLive(t *testing.T, pg *pgtest.Cluster) {
 	if seen := look(second.Memo); seen.State != Residue {
 		t.Fatalf("without a vacuum: %+v", seen)
 	}
+	late := pg.Conn("street") // as a standby that comes back with an older view
+	defer late.Close(t.Context())
+	tx, err = late.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	noErr(t, err)
+	noErr(t, tx.QueryRow(t.Context(), `SELECT count(*) FROM registry`).Scan(new(int)))
+	if seen := look(Memo{Seen: pgtest.Value[string](pg, `SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1)::text`), GoneAt: second.Memo.GoneAt}); !seen.Memo.GoneAt.IsZero() {
+		t.Fatalf("with an older view about: %+v", seen)
+	}
+	noErr(t, tx.Rollback(t.Context()))
 	run(t, conn, "VACUUM")
 	run(t, conn, "CREATE TABLE busy (n int); DROP TABLE busy") // catalogues have dead rows again at once
 	if seen := look(second.Memo); seen.State != Absent || len(seen.Waiting) > 0 || !slices.Contains(seen.Vacuumed, "pg_catalog.pg_statistic") {
@@ -256,6 +279,13 @@ func testSchemaSlice(t *testing.T, pg *pgtest.Cluster) {
 	if err != nil || !slices.Equal(schemas, []string{victim, "public"}) {
 		t.Errorf("schemas %q, %v", schemas, err)
 	}
+	noErr(t, v.Keep(t.Context(), registered, victim, neighbour)) // an export of both
+	if both, err := v.Project(t.Context(), victim); err != nil || len(both.Parts) != len(parts) {
+		t.Errorf("beside its neighbour it has %d tables, %v", len(both.Parts), err)
+	}
+	noErr(t, v.Keep(t.Context(), registered, victim))
+	s, err = v.Project(t.Context(), victim)
+	noErr(t, err)
 	for _, p := range s.Parts {
 		var out bytes.Buffer
 		m := Masks{"page.note": "'hidden'"}
@@ -292,7 +322,7 @@ func testSchemaMerge(t *testing.T, pg *pgtest.Cluster) {
 		shown, err := Compare(t.Context(), live, bySchema, s)
 		noErr(t, err)
 		done, err := Merge(t.Context(), live, bySchema, s, func() ([]byte, error) {
-			return []byte(pg.Run("pg_dump", append(postgres.OwnDumpArgs("", []string{victim}), "-d", pg.DSN("aside"))...)), nil
+			return []byte(pg.Run("pg_dump", append(postgres.OwnDumpArgs("", []string{victim}, nil), "-d", pg.DSN("aside"))...)), nil
 		})
 		noErr(t, err)
 		after := dump(pg, "street")
@@ -334,7 +364,9 @@ func testDatabaseReplay(t *testing.T, pg *pgtest.Cluster) {
 	pg.Exec(`ALTER DATABASE "Ca""n; --" IS_TEMPLATE true`)
 	busy := pg.Conn(victim)
 	run(t, busy, `BEGIN; INSERT INTO country VALUES ('xx', 'x'); PREPARE TRANSACTION 'half'`)
+	run(t, busy, `ALTER DATABASE "Ca""n; --" SET search_path = evil, pg_catalog; CREATE SCHEMA evil; CREATE VIEW evil.pg_prepared_xacts AS SELECT 1 / 0 AS gid, '' AS database`)
 	run(t, busy, `CREATE SUBSCRIPTION sub CONNECTION 'host=/nowhere' PUBLICATION p WITH (connect = false)`)
+	pg.Exec(`ALTER DATABASE "Ca""n; --" ALLOW_CONNECTIONS false`)
 	k := keysOf(t)
 	tombs := []catalog.Tombstone{grave(k, byDatabase, "t1", victim), grave(k, byDatabase, "t2", "nobody")}
 	applied, err := Replay(t.Context(), connector(pg), tombs, of(k))

@@ -60,11 +60,14 @@ func (r *Record) storage(visit func(limit)) error {
 	c := cursor{b: data}
 	switch r.Info & 0xf0 {
 	case smgrCreate:
-		l := limit{Relation: c.relation(), Fork: Fork(c.u32())}
+		relation, fork := c.relation(), c.u32()
 		if err := c.err(); err != nil {
 			return err
 		}
-		visit(l)
+		if fork >= uint32(len(forkNames)) {
+			return fmt.Errorf("makes an unknown fork, %d", fork)
+		}
+		visit(limit{Relation: relation, Fork: Fork(fork)})
 	case smgrTruncate:
 		l := limit{Block: c.u32(), Relation: c.relation()}
 		if flags := c.u32(); flags&truncateHeap != 0 && !c.bad {
