@@ -42,7 +42,7 @@ func neverPromoted(t *testing.T, log string) {
 }
 
 // Promise 5, C-62, pgbackrest#2549: unreachable is never taken for the end.
-func testZonesStayAway(t *testing.T, w *world, _ oracle) {
+func testT15ZonesStayAway(t *testing.T, w *world, _ oracle) {
 	f := w.fork(t)
 	p := f.plan(restore.Target{Kind: restore.Latest})
 	f.afterFetch(func() { f.hide(0, 1, 2) })
