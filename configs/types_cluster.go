@@ -24,11 +24,12 @@ type Residency struct {
 
 // Snapshots says when and how snapshots are taken.
 type Snapshots struct {
-	Schedule  Cron     `yaml:"schedule" default:"15 */6 * * *" doc:"Cron, UTC; CRON_TZ=Europe/Rome before it for a time zone."`
-	Source    string   `yaml:"source" enum:"files|stream" doc:"files reads data_directory, stream uses the replication protocol; left out: files where data_directory is given."`
-	FullEvery Duration `yaml:"full_every" default:"0s" doc:"Copy everything afresh when the last full snapshot is older; 0: never."`
-	Level     string   `yaml:"level" default:"fastest" enum:"fastest|default|better" doc:"How hard zstd tries; default makes 7 % less and takes twice as long."`
-	Summaries bool     `yaml:"summaries" default:"true" doc:"Let the server's WAL summaries say what changed, where it keeps them: PostgreSQL 17.11, 18.5 and later, with summarize_wal on."`
+	Schedule   Cron     `yaml:"schedule" default:"15 */6 * * *" doc:"Cron, UTC; CRON_TZ=Europe/Rome before it for a time zone."`
+	Source     string   `yaml:"source" enum:"files|stream" doc:"files reads data_directory, stream uses the replication protocol; left out: files where data_directory is given."`
+	FullEvery  Duration `yaml:"full_every" default:"0s" doc:"Copy everything afresh when the last full snapshot is older; 0: never."`
+	Checkpoint string   `yaml:"checkpoint" default:"fast" enum:"fast|spread" doc:"How the server makes the checkpoint that a snapshot begins with: fast at once; spread as gently as its own, and the snapshot waits for it, up to checkpoint_timeout times checkpoint_completion_target."`
+	Level      string   `yaml:"level" default:"fastest" enum:"fastest|default|better" doc:"How hard zstd tries; default makes 7 % less and takes twice as long."`
+	Summaries  bool     `yaml:"summaries" default:"true" doc:"Let the server's WAL summaries say what changed, where it keeps them: PostgreSQL 17.11, 18.5 and later, with summarize_wal on."`
 }
 
 // WAL says how the write-ahead log arrives.

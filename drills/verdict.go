@@ -150,7 +150,7 @@ func blame(ctx context.Context, zoned bool, err error) (outcome, class string) {
 	switch {
 	case is(errPolicy):
 		return Inconclusive, ClassPolicy
-	case is(errPrereq, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, restore.ErrNotEmpty):
+	case is(errPrereq, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, restore.ErrNotEmpty, restore.ErrUnfit):
 		return Inconclusive, ClassHarness
 	case is(seal.ErrIdentity):
 		return Fail, ClassKey

@@ -141,9 +141,11 @@ type Result struct {
 	BySize bool `json:"files_by_size,omitempty"`
 	// Unchecked says why the blocks were not held against the digests of the page maps;
 	// their frames were, always.
-	Unchecked string  `json:"unchecked_blocks,omitempty"`
-	Bytes     int64   `json:"bytes"`
-	Seconds   Seconds `json:"seconds"`
+	Unchecked string `json:"unchecked_blocks,omitempty"`
+	// Warnings say what differs here from the host that the snapshot was taken on.
+	Warnings []string `json:"warnings,omitempty"`
+	Bytes    int64    `json:"bytes"`
+	Seconds  Seconds  `json:"seconds"`
 }
 
 // AppliedTombstone says what replaying one tombstone removed.

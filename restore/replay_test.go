@@ -42,7 +42,7 @@ func neverPromoted(t *testing.T, log string) {
 }
 
 // Promise 5, C-62, pgbackrest#2549: unreachable is never taken for the end.
-func testZonesStayAway(t *testing.T, w *world, _ oracle) {
+func testT15ZonesStayAway(t *testing.T, w *world, _ oracle) {
 	f := w.fork(t)
 	p := f.plan(restore.Target{Kind: restore.Latest})
 	f.afterFetch(func() { f.hide(0, 1, 2) })
@@ -242,8 +242,9 @@ func testKilled(t *testing.T, w *world, o oracle) {
 	}
 }
 
-// kill restores in a process of its own, which is killed in a phase.
-func (w *world) kill(p restore.Plan, to, phase string, delta bool) {
+// victim is a process that restores and is killed in a phase; with none it closes the
+// room and ends well.
+func (w *world) victim(p restore.Plan, to, phase string, delta bool) *exec.Cmd {
 	w.t.Helper()
 	spec := must[[]byte](w.t)(json.Marshal(map[string]any{
 		"Dirs": w.dirs, "VKey": w.vkey, "Binaries": w.pg.BinDir(), "Data": w.data.(*age.X25519Identity).String(), "Keys": w.keys.Key,
@@ -251,6 +252,12 @@ func (w *world) kill(p restore.Plan, to, phase string, delta bool) {
 	}))
 	cmd := exec.CommandContext(w.t.Context(), must[string](w.t)(os.Executable()))
 	cmd.Env = append(os.Environ(), "HOLDFAST_TEST_RESTORE="+string(spec))
+	return cmd
+}
+
+func (w *world) kill(p restore.Plan, to, phase string, delta bool) {
+	w.t.Helper()
+	cmd := w.victim(p, to, phase, delta)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState.ExitCode() != -1 {
 		w.t.Fatalf("%s: %v: %s", phase, err, out)

@@ -35,13 +35,13 @@ func TestARestore(t *testing.T) {
 	w.flush()
 	for name, test := range map[string]func(*testing.T, *world, oracle){
 		"holds exactly what was committed by the target":           testTargets,
-		"T-16: answers targets that cannot be reached":             testUnreachableTargets,
+		"T-16: answers targets that cannot be reached":             testT16UnreachableTargets,
 		"C-62: fetches ahead into a bounded spool":                 testFetchAhead,
-		"T-15: never promotes while zones are away":                testZonesStayAway,
+		"T-15: never promotes while zones are away":                testT15ZonesStayAway,
 		"goes on when the zones come back":                         testZonesComeBack,
 		"survives a wal fetch that panics, is mis-flagged, killed": testMisbehavingFetch,
 		"refuses a target that holds something, or a small disk":   testRefusedTargets,
-		"T-14: does not start without its backup_label":            testPoisonedControl,
+		"T-14: does not start without its backup_label":            testT14PoisonedControl,
 		"that is killed cannot be started, and can be repeated":    testKilled,
 		"goes over a damaged directory and fetches what differs":   testDelta,
 		"goes over nothing that is alive or another system's":      testDeltaRefused,

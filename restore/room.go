@@ -101,7 +101,7 @@ func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (*Room, error) {
 		{func(ctx context.Context) error { _, err := room.due(ctx, r); return err }, new(float64)},
 		{room.doFetch, &room.Result.Seconds.Fetch},
 		{room.doReplay, &room.Result.Seconds.Replay},
-		{func(ctx context.Context) error { return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
+		{func(ctx context.Context) error { room.compareHosts(ctx); return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
 	})
 	if err != nil {
 		return nil, err

@@ -102,11 +102,12 @@ func (room *Room) ownSpaces(t *tree) []string {
 const maxSocketPath = 107
 
 func (room *Room) makeDir(dir string, except error) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && (except == nil || !errors.Is(err, except)) {
 		return err
 	}
-	return errors.Join(os.Chmod(dir, 0o700), room.programs.Own(dir))
+	// It is there: MkdirAll makes its name durable.
+	return errors.Join(os.Chmod(dir, 0o700), room.programs.Own(dir), durable.MkdirAll(dir, 0o700))
 }

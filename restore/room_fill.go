@@ -34,6 +34,9 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 		return err
 	}
 	room.Header, room.Files, room.Packs = l.header, len(l.files), len(l.packs)
+	if err := fit(room.Header.Facts, room.programs.Bin); err != nil {
+		return err
+	}
 	t := &tree{root: room.opt.To, layout: l, own: room.programs.Own, held: map[int][]byte{}, ours: map[string]bool{}}
 	if t.spaces, err = room.placeSpaces(); err != nil {
 		return err

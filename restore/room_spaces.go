@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/postgres/walrec"
 )
@@ -46,7 +47,7 @@ func (n *newSpaces) place(oid uint32) error {
 	parent := n.root + ".tablespaces"
 	dir := filepath.Join(parent, filepath.Base(link))
 	for _, d := range []string{parent, dir} {
-		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := durable.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("making a place for tablespace %d: %w", oid, err)
 		}
 		if err := n.own(d); err != nil {

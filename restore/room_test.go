@@ -74,7 +74,7 @@ func testRefusedTargets(t *testing.T, w *world, _ oracle) {
 }
 
 // C-4: without backup_label recovery would begin at the wrong checkpoint.
-func testPoisonedControl(t *testing.T, w *world, _ oracle) {
+func testT14PoisonedControl(t *testing.T, w *world, _ oracle) {
 	p := w.plan(restore.Target{Kind: restore.Latest})
 	to := w.target()
 	if _, err := restore.Fetch(t.Context(), w.repo(), p, w.options(to)); err != nil {
@@ -330,7 +330,7 @@ func testQuarantine(t *testing.T, w *world, _ oracle) {
 }
 
 // C-59, P24.
-func testUnreachableTargets(t *testing.T, w *world, o oracle) {
+func testT16UnreachableTargets(t *testing.T, w *world, o oracle) {
 	latest := w.plan(restore.Target{Kind: restore.Latest})
 	end := latest.ExpectedEnd.LSN
 	for name, c := range map[string]struct {

@@ -51,12 +51,17 @@ func victim(spec string) {
 		fail(err)
 	}
 	w.index = w.data
-	_, err = restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Binaries: v.Binaries, Delta: v.Delta, Digests: w.digests, Progress: func(p restore.Progress) {
+	room, err := restore.Prepare(context.Background(), w.repo(), v.Plan, restore.Options{To: v.To, Program: v.Program, Binaries: v.Binaries, Delta: v.Delta, Digests: w.digests, Progress: func(p restore.Progress) {
 		if p.Phase == v.Phase && (p.Phase != "fetch" || 4*p.Done > 3*p.Total) {
 			self, _ := os.FindProcess(os.Getpid())
 			_ = self.Kill()
 			select {}
 		}
 	}})
-	fail(fmt.Errorf("the restore was not killed in %s: %w", v.Phase, err))
+	if err == nil && v.Phase == "" {
+		if err = room.Close(context.Background()); err == nil {
+			os.Exit(0)
+		}
+	}
+	fail(fmt.Errorf("the restore was not killed in %q: %w", v.Phase, err))
 }

@@ -28,7 +28,7 @@ func readInventory(ctx context.Context, dsn string, f postgres.Facts) (catalog.I
 		inv.NotAssessed = append(inv.NotAssessed, what+": the role may not see it; grant it pg_monitor")
 	}
 	for i, d := range f.Databases {
-		db := catalog.Database{OID: d.OID, Name: d.Name, AllowConn: d.AllowConnections}
+		db := catalog.Database{OID: d.OID, Name: d.Name, AllowConn: d.AllowConnections, CollationVersion: d.CollationVersion}
 		if i >= maxInventoryDatabases {
 			inv.NotAssessed = append(inv.NotAssessed, fmt.Sprintf("databases from the %dth on", i+1))
 			break

@@ -79,6 +79,7 @@ func (t *take) describe() {
 			BlockSize: f.BlockSize, RelSegBlocks: f.SegmentBlocks, WALSegSize: f.SegSize,
 			FromStandby: f.InRecovery, ChecksumsStart: f.ChecksumVersion,
 			WALLevel: f.WALLevel, FullPageWrites: f.FullPageWrites,
+			Architecture: f.Platform.Architecture, WordBits: f.Platform.WordBits, ByteOrder: f.Platform.ByteOrder, OS: f.Platform.OS,
 			Encoding: f.Encoding, Collation: f.Collation,
 			DataDirectory: f.DataDirectory, HotStandby: f.HotStandby, ConfigFiles: f.ConfigFiles,
 		},

@@ -77,6 +77,7 @@ type rig struct {
 	data    string               // recipients and verifier keys
 	keys    map[string]string
 	cluster string // the rest of the cluster's configuration
+	start   string // snapshots.checkpoint; "" for the default
 	scrub   string // node.scrub; "" for the default
 }
 
@@ -167,12 +168,16 @@ repository:
 // string, and returns its path.
 func (r *rig) host(node, connection string) string {
 	r.mkdir(node)
+	begin := ""
+	if r.start != "" {
+		begin = ", checkpoint: " + r.start
+	}
 	return r.write(node+"/holdfast.yaml", r.repository(node, "db")+fmt.Sprintf(`clusters:
   - name: cms
     connection: %q
-    snapshots: {schedule: "0 3 1 1 *", level: fastest}
+    snapshots: {schedule: "0 3 1 1 *", level: fastest%s}
     wal: {mode: stream, max_lag: 500ms}
-%s`, connection, r.cluster))
+%s`, connection, begin, r.cluster))
 }
 
 // configure writes both nodes' configurations and makes the repository.

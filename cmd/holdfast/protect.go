@@ -302,7 +302,7 @@ func (p *protected) take(ctx context.Context, full bool, progress func(snapshot.
 	w := p.n.world
 	cfg := snapshot.TakeConfig{
 		Cluster: p.cfg.Name, Node: w.cfg.Node.Name, Epoch: s.lineage.Epoch, Source: p.cfg.Snapshots.Source, DSN: p.dsn,
-		DataDirectory: p.cfg.DataDirectory, Fast: true, Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust,
+		DataDirectory: p.cfg.DataDirectory, Fast: p.cfg.Snapshots.Checkpoint != "spread", Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust,
 		Data: w.data, Index: w.indexTo, Fingerprints: w.fingerprints(), Level: p.cfg.Snapshots.Level,
 		Workers: w.cfg.Node.Limits.Workers, Memory: int64(w.cfg.Node.Limits.Memory), WAL: s.archive, WALRefs: s.archive.WALRefs,
 		State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, Full: full || due, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,

@@ -280,6 +280,8 @@ func restoreFault(err error) error {
 		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, go over a stopped directory of this cluster with --delta, or discard what a restore left there: holdfast restore discard DIR"}
 	case errors.Is(err, restore.ErrRunning):
 		return &fault{exit: exitRefused, err: err, remedy: "stop that server first"}
+	case errors.Is(err, restore.ErrUnfit):
+		return &fault{exit: exitRefused, err: err, remedy: "restore on a machine like the snapshot's host; nothing was written here"}
 	case errors.Is(err, restore.ErrIncomplete):
 		return &fault{exit: exitNotHeld, err: err, remedy: "nothing was promoted; bring the zones back and run it again, or restore to an earlier moment"}
 	}
@@ -296,6 +298,9 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 	}
 	if d.BySize {
 		fmt.Fprintln(out, "files      all were there; they were taken by their sizes and not compared again")
+	}
+	for _, w := range d.Warnings {
+		fmt.Fprintf(out, "warning    %s\n", w)
 	}
 	if !d.Complete {
 		fmt.Fprintf(out, "fetched    %s in %.1f s; nothing is recovered yet. Check it with: pg_verifybackup -n %s\n", size(d.Bytes), d.Seconds.Total, to)

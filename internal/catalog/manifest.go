@@ -95,6 +95,10 @@ type ServerFacts struct {
 	ChecksumsStop  int               `json:"data_checksums_stop"`
 	WALLevel       string            `json:"wal_level"`
 	FullPageWrites bool              `json:"full_page_writes"`
+	Architecture   string            `json:"architecture,omitempty"` // that the server is built for, as x86_64
+	WordBits       int               `json:"word_bits,omitempty"`
+	ByteOrder      string            `json:"byte_order,omitempty"` // little | big
+	OS             string            `json:"os,omitempty"`         // as linux-gnu
 	Encoding       string            `json:"encoding,omitempty"`
 	Collation      string            `json:"collation,omitempty"`
 	DataDirectory  string            `json:"data_directory"`
@@ -114,11 +118,13 @@ type Inventory struct {
 
 // Database is one database of an inventory.
 type Database struct {
-	OID        uint32      `json:"oid"`
-	Name       string      `json:"name"`
-	AllowConn  bool        `json:"allow_connections"`
-	Extensions []Extension `json:"extensions,omitempty"`
-	Relations  []Relation  `json:"relations,omitempty"`
+	OID       uint32 `json:"oid"`
+	Name      string `json:"name"`
+	AllowConn bool   `json:"allow_connections"`
+	// CollationVersion is what the server has recorded of it: 15 and later, "" for C.
+	CollationVersion string      `json:"collation_version,omitempty"`
+	Extensions       []Extension `json:"extensions,omitempty"`
+	Relations        []Relation  `json:"relations,omitempty"`
 	// Truncated says that there were more relations than the inventory takes.
 	Truncated bool `json:"truncated,omitempty"`
 }

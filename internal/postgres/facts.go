@@ -25,6 +25,7 @@ type Facts struct {
 	CurrentLSN      lsn.LSN // end of what was written, or of what was replayed in recovery
 	CheckpointLSN   lsn.LSN
 	Now             time.Time // the server's clock
+	Platform        Platform
 	DataDirectory   string
 	BlockSize       int   // bytes
 	SegmentBlocks   int   // pages in a segment file of a relation
@@ -96,6 +97,7 @@ func GetFacts(ctx context.Context, c *Conn) (Facts, error) {
 	}{
 		{"settings", settings},
 		{"control data", controlData},
+		{"platform", platform},
 		{"position", position},
 		{"databases", databases},
 		{"roles", roles},
