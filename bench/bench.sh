@@ -10,7 +10,7 @@
 #   BENCH_STEPS=full,incr,incr1,incr5,restore,delta
 #   BENCH_SEGMENTS=200      WAL segments that are pushed, fetched and replayed, on pgbench's data; 0: none, and no commits
 #   BENCH_WAL_STEPS=push,get,replay,commit
-#   BENCH_SMALL=30          a second database, of so many MB: a cluster of 54 MB, where fixed waits show; 0: none
+#   BENCH_SMALL=6           a second database, of so many MB: a cluster of some 54 MB, where fixed waits show; 0: none
 #   BENCH_GROWTH=           sizes in MB (1000,3000,10000 for the record): how increments grow where 2,000 pages change
 #   BENCH_SETTLE=20         seconds to wait at most for a quiet machine before each command
 #   BENCH_NOTE=…            a sentence for the report, as what else ran meanwhile
@@ -37,7 +37,7 @@ SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$re
 segments=${BENCH_SEGMENTS:-200}
 [ "$segments" = 0 ] || SCALE=${BENCH_SCALE:-50} bash bench/peers.sh --tools holdfast,pgbackrest --repos file --steps "${BENCH_WAL_STEPS:-push,get,replay,commit}" \
   --segments "$segments" --runs "$runs" --budget "${BENCH_BUDGET:-7200}" --settle "${BENCH_SETTLE:-20}" --work "$work/wal" --keep --out "$work/waltable"
-small=${BENCH_SMALL:-30}
+small=${BENCH_SMALL:-6}
 [ "$small" = 0 ] || SCALE=$small bash bench/peers.sh --data cms --tools holdfast,pgbackrest --repos file --steps full --runs "$runs" \
   --budget 600 --settle "${BENCH_SETTLE:-20}" --work "$work/small" --keep --out "$work/smalltable"
 growth=${BENCH_GROWTH:-}
