@@ -92,7 +92,8 @@ func (room *Room) compareHosts(ctx context.Context) {
 	}
 	for _, d := range room.Header.Inventory.Databases {
 		if now := here[d.OID]; d.CollationVersion != "" && now != "" && now != d.CollationVersion {
-			warn("database %q: its collation is of version %s here and was of %s: REINDEX its indexes over text, then ALTER DATABASE … REFRESH COLLATION VERSION", d.Name, now, d.CollationVersion)
+			// By its OID: a database may be a project, whose name no record may keep.
+			warn("the database with OID %d: its collation is of version %s here and was of %s: REINDEX its indexes over text, then ALTER DATABASE … REFRESH COLLATION VERSION", d.OID, now, d.CollationVersion)
 		}
 	}
 }
