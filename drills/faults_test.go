@@ -2,6 +2,7 @@ package drills_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -259,10 +260,15 @@ func TestWhatWasDroppedSinceIsExplained(t *testing.T) {
 
 // tombstone writes that project key of page is deleted.
 func (w *world) tombstone(key string) {
+	w.bury("t"+key, tenancy.Layout{Kind: "rows", Database: "postgres", Root: "public.page", Key: "id"}, key)
+}
+
+// bury writes that a project is deleted.
+func (w *world) bury(id string, l tenancy.Layout, key string) {
 	t := w.t
 	tomb := catalog.Tombstone{
-		ID: "t" + key, Cluster: "cms", Layout: "rows", Database: "postgres", Root: "public.page", Key: "id",
-		KeyMAC:      tenancy.MAC(w.digests, "cms", tenancy.Layout{Kind: "rows", Database: "postgres", Root: "public.page", Key: "id"}, key),
+		ID: id, Cluster: "cms", Layout: l.Kind, Database: l.Database, Root: l.Root, Key: l.Key,
+		KeyMAC:      tenancy.MAC(w.digests, "cms", l, key),
 		DigestEpoch: w.digests.Epoch, SystemID: w.lineage.SystemID, Epoch: w.lineage.Epoch, Timeline: 1, RequestedAt: time.Now().UTC(),
 	}
 	body := must[[]byte](t)(seal.SignNote(catalog.KindTombstone, tomb, w.signer))
@@ -310,6 +316,33 @@ func TestADeletedProjectIsLookedForAgain(t *testing.T) {
 	deps.Replay = noTombstones
 	rec = must[drills.Record](t)(drills.Run(t.Context(), deps, def, slot()))
 	expect(t, rec, drills.Fail, drills.ClassPolicy, "-")
+}
+
+// A schema and a database that tombstones took out of the copy are no gap in it, and in
+// no record.
+func TestProjectsThatWereDroppedAreMissedByNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fill()
+	w.pg.Exec("CREATE SCHEMA leaver; CREATE TABLE leaver.page (id int); CREATE SCHEMA stayer; CREATE TABLE stayer.page (id int)")
+	w.pg.Exec("CREATE DATABASE goner")
+	w.take()
+	w.flush()
+	w.bury("t1", tenancy.Layout{Kind: tenancy.Schema, Database: "postgres"}, "leaver")
+	w.bury("t2", tenancy.Layout{Kind: tenancy.Database}, "goner")
+	def := w.definition(drills.Latest)
+	def.Checks = append(def.Checks, drills.Question{Name: "gone", Database: "postgres", SQL: "SELECT to_regnamespace('leaver') IS NULL AND to_regnamespace('stayer') IS NOT NULL", Expect: "t"})
+	deps := w.deps()
+	deps.Replay = w.replayer()
+	rec := must[drills.Record](t)(drills.Run(t.Context(), deps, def, slot()))
+	expect(t, rec, drills.Pass, "", "L8")
+	if p := rec.Tombstones; p == nil || p.Applied != 2 || p.Found != 2 || p.Residual != 0 {
+		t.Errorf("purge: %+v", p)
+	}
+	text := string(must[[]byte](t)(json.Marshal(rec)))
+	if strings.Contains(text, "leaver") || strings.Contains(text, "goner") {
+		t.Errorf("the record names a deleted project: %s", text)
+	}
 }
 
 var errTest = errors.New("as the test says")

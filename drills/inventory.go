@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
+	"github.com/holdfast-dr/holdfast/restore"
 )
 
 const (
@@ -31,7 +33,7 @@ type comparison struct {
 // WAL that was replayed since may have made and dropped things; what is missing
 // is told as a gap then, and as a failure where no transaction ended since.
 func (r *run) inventory(ctx context.Context) (string, string, error) {
-	inv := r.room.Header.Inventory
+	inv := without(r.room.Header.Inventory, r.room.Result.Tombstones)
 	c := &comparison{unknown: inv.NotAssessed}
 	if len(inv.Databases) == 0 {
 		return gap, "the manifest names no databases", nil
@@ -63,6 +65,25 @@ func (r *run) inventory(ctx context.Context) (string, string, error) {
 		r.skip("part of the inventory", u)
 	}
 	return r.judge(c)
+}
+
+// without is an inventory without the projects that were dropped from the copy: nobody
+// misses them, and no record names them.
+func without(inv catalog.Inventory, applied []restore.AppliedTombstone) catalog.Inventory {
+	gone := map[tenancy.Gone]bool{}
+	for _, a := range applied {
+		for _, g := range a.Gone {
+			gone[g] = true
+		}
+	}
+	inv.Databases = slices.DeleteFunc(slices.Clone(inv.Databases), func(d catalog.Database) bool { return gone[tenancy.Gone{Database: d.Name}] })
+	for i := range inv.Databases {
+		d := &inv.Databases[i]
+		d.Relations = slices.DeleteFunc(slices.Clone(d.Relations), func(rel catalog.Relation) bool {
+			return gone[tenancy.Gone{Database: d.Name, Schema: rel.Schema}]
+		})
+	}
+	return inv
 }
 
 func (r *run) compareDatabase(ctx context.Context, d catalog.Database, c *comparison) error {

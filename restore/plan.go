@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
 
@@ -154,6 +155,7 @@ type AppliedTombstone struct {
 	Found  bool            `json:"found"`
 	Counts []catalog.Count `json:"counts,omitempty"`
 	Tied   int             `json:"also_dropped,omitempty"` // what depended on a schema from outside it
+	Gone   []tenancy.Gone  `json:"-"`                      // whole schemas and databases, by names that no record has
 }
 
 // Seconds are the phases of a restore.

@@ -22,6 +22,14 @@ type Applied struct {
 	Counts []catalog.Count `json:"counts,omitempty"`
 	// Tied is how much outside a schema depended on what is in it, and went with it.
 	Tied int `json:"also_dropped,omitempty"`
+	// Gone is what was dropped. It is the project's name: no record has it.
+	Gone []Gone `json:"-"`
+}
+
+// Gone is a database, or a schema of one, that a replay dropped.
+type Gone struct {
+	Database string
+	Schema   string // "": the database
 }
 
 // Connector opens a connection to a database of a restored server.
@@ -118,6 +126,12 @@ func replayDatabase(ctx context.Context, connect Connector, db string, tombs []c
 			}
 			one.Found = true
 			one.Counts, one.Tied = append(one.Counts, counts...), one.Tied+tied
+			switch l := LayoutOf(t); l.Kind {
+			case Schema:
+				one.Gone = append(one.Gone, Gone{Database: l.Database, Schema: text})
+			case Database:
+				one.Gone = append(one.Gone, Gone{Database: text})
+			}
 		}
 		done = append(done, one)
 	}
