@@ -76,7 +76,7 @@ func phaseText(c catalog.Certificate) string {
 }
 
 func certificateText(out io.Writer, c catalog.Certificate) {
-	fmt.Fprintf(out, "certificate %s of %s, %s\n  requested %s, absent from live %s, due %s\n  method: %s\n", c.ID, clock(c.IssuedAt), phaseText(c), clock(c.RequestedAt), clock(c.AbsentAt), clock(c.Deadline), c.Method)
+	fmt.Fprintf(out, "certificate %s of cluster %s, %s: %s\n  requested %s, absent from live %s, due %s\n  method: %s\n", c.ID, c.Cluster, clock(c.IssuedAt), phaseText(c), clock(c.RequestedAt), clock(c.AbsentAt), clock(c.Deadline), c.Method)
 	for _, z := range c.Zones {
 		fmt.Fprintf(out, "  zone %-12s listed %s: %d versions seen, %d that could hold the project%s\n", z.Name, clock(z.ListedAt), z.Versions, z.Remaining, ends(z))
 	}
@@ -118,4 +118,4 @@ func madeText(m catalog.Made) string {
 var certificateHTML string
 
 // certificatePage is one page that asks nobody for anything.
-var certificatePage = template.Must(template.New("certificate").Funcs(template.FuncMap{"clock": clock, "phase": phaseText}).Parse(certificateHTML))
+var certificatePage = template.Must(template.New("certificate").Funcs(template.FuncMap{"clock": clock, "phase": phaseText, "rows": func(n int64) string { return count(int(n), "row") }}).Parse(certificateHTML))
