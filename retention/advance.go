@@ -2,6 +2,7 @@ package retention
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,7 +32,7 @@ type Purge struct {
 	Deadline     time.Time            `json:"deadline"`
 	Overdue      bool                 `json:"overdue"`
 	LastCopyEnds time.Time            `json:"last_copy_ends_at,omitzero"` // zero where a hold keeps one: nobody knows
-	Waiting      []string             `json:"waiting,omitempty"`          // tables in live that must yet be vacuumed
+	Waiting      []string             `json:"waiting,omitempty"`          // tables in live that must yet be vacuumed, or what else stands in the way
 	Reappeared   bool                 `json:"reappeared"`                 // the key is in use again, after live was seen without it
 	SuspendedBy  []string             `json:"suspended_by,omitempty"`     // holds on the project: no certificate before they are released
 	Zones        []PurgeZone          `json:"zones"`
@@ -180,14 +181,17 @@ func (a *advance) look(ctx context.Context, t catalog.Tombstone, one *Purge) err
 	if err != nil {
 		return err
 	}
-	if _, gone := a.absences[t.ID]; gone {
-		seen, err := tenancy.Live(ctx, a.conn, t, keys, a.mem[t.ID])
-		one.Reappeared = err == nil && seen.State == tenancy.Present
-		return err
-	}
 	seen, err := tenancy.Live(ctx, a.conn, t, keys, a.mem[t.ID])
+	if errors.Is(err, tenancy.ErrElsewhere) { // the others' purges go on
+		one.Waiting = []string{"a look at live: " + err.Error()}
+		return nil
+	}
 	if err != nil {
 		return err
+	}
+	if _, gone := a.absences[t.ID]; gone {
+		one.Reappeared = seen.State == tenancy.Present
+		return nil
 	}
 	one.State, one.Waiting = map[tenancy.State]string{tenancy.Present: PurgeRequested, tenancy.Residue: PurgeResidue, tenancy.Absent: PurgeAgeing}[seen.State], seen.Waiting
 	if !a.act {

@@ -213,6 +213,9 @@ func TestAKeyInUseAgainIsTold(t *testing.T) {
 	}
 	_, err = p.Request(t.Context(), conn, "1", "1")
 	noErr(t, err)
+	if one := advanceOne(t, p, pg.Conn("template1")); one.State != PurgeRequested || !strings.Contains(fmt.Sprint(one.Waiting), "another database") {
+		t.Errorf("looked for in a database that the configuration names by now: %+v", one)
+	}
 	emptyLive(t, p, conn)
 	_, err = conn.Exec(t.Context(), `INSERT INTO cms.project VALUES (1, 'Acme again')`)
 	noErr(t, err)

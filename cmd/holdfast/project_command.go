@@ -156,13 +156,21 @@ var purgeMeans = map[string]string{
 	retention.PurgeDone:      "no zone holds a copy",
 }
 
+// waitingText is one of the things that a purge waits for: mostly a table.
+func waitingText(what string) string {
+	if strings.HasPrefix(what, "the end of ") || strings.HasPrefix(what, "a look at ") {
+		return "waiting for " + what
+	}
+	return "live must still vacuum " + what
+}
+
 func purgeText(out io.Writer, p retention.Purge) {
 	fmt.Fprintf(out, "purge %s of %s: %s\n  requested %s, deadline %s, last copy ends %s\n", p.Project, p.Cluster, p.State, clock(p.RequestedAt), clock(p.Deadline), clock(p.LastCopyEnds))
 	if means := purgeMeans[p.State]; means != "" {
 		fmt.Fprintln(out, " ", means)
 	}
 	for _, t := range p.Waiting {
-		fmt.Fprintln(out, "  live must still vacuum", t)
+		fmt.Fprintln(out, " ", waitingText(t))
 	}
 	for _, z := range p.Zones {
 		fmt.Fprintf(out, "  zone %-12s %d copies, the last ends %s %s\n", z.Name, z.Copies, clock(z.LastEnds), strings.Join(z.BlockedBy, "; "))
