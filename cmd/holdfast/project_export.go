@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -221,7 +222,12 @@ func (x *exporting) prepare(ctx context.Context, dir string) (err error) {
 	x.common, x.ddl, x.noDDL = []string{}, nil, ""
 	var by string
 	f, err := x.out.Add(dir+"schema.sql", func(to io.Writer) error {
-		by, err = x.projectSource.ddl(ctx, x.view, x.binaries, to)
+		var text bytes.Buffer
+		if by, err = x.projectSource.ddl(ctx, x.view, x.binaries, &limit{&text, maxDDL}); err == nil {
+			own, left := x.view.Alone(text.Bytes())
+			x.common = append(x.common, left...)
+			_, err = to.Write(own)
+		}
 		if errors.Is(err, postgres.ErrNoDump) {
 			x.noDDL = err.Error()
 			_, err = fmt.Fprintf(to, "-- The DDL of these tables is not here: %s.\n", strings.ReplaceAll(x.noDDL, "\n", " "))

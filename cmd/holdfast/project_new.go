@@ -104,6 +104,8 @@ func (e *env) intoNew(ctx context.Context, t *projectSource, v *tenancy.View, ke
 	if err := ddl(&limit{&text, maxDDL}); err != nil {
 		return doc, err
 	}
+	own, left := v.Alone(text.Bytes())
+	doc.NotCovered = append(doc.NotCovered, left...)
 	fresh, err := makeFresh(ctx, on, v.At)
 	if err != nil {
 		return doc, err
@@ -111,7 +113,7 @@ func (e *env) intoNew(ctx context.Context, t *projectSource, v *tenancy.View, ke
 	doc.To = fresh.where
 	bar := e.progress("project into " + fresh.where)
 	var loaded tenancy.Loaded
-	if err = tenancy.Define(ctx, fresh.conn, text.Bytes()); err == nil {
+	if err = tenancy.Define(ctx, fresh.conn, own); err == nil {
 		loaded, err = tenancy.Load(ctx, fresh.conn, s, masks, func(table string, rows int64) {
 			bar.show(fmt.Sprintf("%d rows of %s", rows, table), 0, 0)
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -320,6 +321,29 @@ func release(ctx context.Context, in *pgx.Conn) error {
 		}
 	}
 	return nil
+}
+
+// foreignKeyDDL is a foreign key as pg_dump writes it, with the schema that it refers to.
+var foreignKeyDDL = regexp.MustCompile(`(?m)^ALTER TABLE (?:ONLY )?.+\n    ADD CONSTRAINT .+ FOREIGN KEY .+ REFERENCES ("(?:[^"]|"")+"|[^".( ]+)\..+;\n`)
+
+// Alone takes foreign keys to schemas of projects that the view is not for out of DDL as
+// pg_dump writes it: their tables do not come along. left says which were taken out.
+func (v *View) Alone(ddl []byte) (alone []byte, left []string) {
+	if len(v.hidden) == 0 {
+		return ddl, nil
+	}
+	alone = foreignKeyDDL.ReplaceAllFunc(ddl, func(statement []byte) []byte {
+		schema := string(foreignKeyDDL.FindSubmatch(statement)[1])
+		if name, quoted := strings.CutPrefix(schema, `"`); quoted {
+			schema = strings.ReplaceAll(strings.TrimSuffix(name, `"`), `""`, `"`)
+		}
+		if !v.hidden[schema] {
+			return statement
+		}
+		left = append(left, "a foreign key to another project's schema: "+strings.Join(strings.Fields(string(statement)), " "))
+		return nil
+	})
+	return alone, left
 }
 
 // hidden is an error without the name of a project.
