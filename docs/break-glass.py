@@ -801,7 +801,8 @@ def warn_of_deleted(stones):
     say(f"\n{bar}\nDELETED PROJECTS ARE BACK IN THIS COPY. DELETE THEM BEFORE ANYONE CONNECTS.\nlisten_addresses is empty until then: keep it so.\n")
     for t in stones:
         rows = ", ".join(f"{c['rows']} of {c['table']}" for c in t.get("counts") or [])
-        where = {"schema": f"a SCHEMA of DATABASE {t['database']}", "database": "a DATABASE"}.get(
+        oid = f" with OID {t['oid']}, whatever it is named here" if t.get("oid") else ""
+        where = {"schema": f"a SCHEMA of DATABASE {t['database']}{oid}", "database": f"a DATABASE{oid}"}.get(
             t["layout"], f"DATABASE {t['database']}, TABLE {t['root']}, COLUMN {t['key']}")
         say(f"  TOMBSTONE {t['id']}, asked for at {t['requested_at']}\n    {where}; rows then: {rows or 'not counted'}")
     say("\nWhich these are:")

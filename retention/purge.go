@@ -165,6 +165,9 @@ func (p *Purger) tombstone(ctx context.Context, conn *pgx.Conn, key string, v Pr
 		ID: hex.EncodeToString(id[:]), Cluster: p.Cluster, Layout: kind, Database: p.Layout.Database, Root: p.Layout.Root, Key: p.Layout.Key,
 		KeyMAC: tenancy.MAC(k, p.Cluster, p.Layout, key), DigestEpoch: k.Epoch, RequestedAt: p.Now().UTC(), Deadline: v.Deadline, Counts: v.Counts,
 	}
+	if t.OID, err = tenancy.ObjectID(ctx, conn, p.Layout, key); err != nil {
+		return t, err
+	}
 	at, err := tenancy.Where(ctx, conn)
 	if err != nil {
 		return t, err

@@ -213,10 +213,11 @@ type Tombstone struct {
 	Cluster     string    `json:"cluster"`
 	Layout      string    `json:"layout"` // rows | schema | database
 	Database    string    `json:"database"`
-	Root        string    `json:"root"`         // schema-qualified root table
-	Key         string    `json:"key"`          // its key column
-	KeyMAC      string    `json:"key_mac"`      // HMAC of the key's text, by digest epoch
-	DigestEpoch int       `json:"digest_epoch"` // whose keys made KeyMAC
+	Root        string    `json:"root"`          // schema-qualified root table
+	Key         string    `json:"key"`           // its key column
+	KeyMAC      string    `json:"key_mac"`       // HMAC of the key's text, by digest epoch
+	DigestEpoch int       `json:"digest_epoch"`  // whose keys made KeyMAC
+	OID         uint32    `json:"oid,omitempty"` // of the schema or the database, which keeps it when it is renamed
 	SystemID    string    `json:"system_id"`
 	Epoch       int       `json:"epoch"`
 	Timeline    uint32    `json:"timeline"`

@@ -63,6 +63,13 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 			texts = append(texts, text)
 		}
 	})
+	if err == nil && len(texts) == 0 {
+		var name string
+		var yes bool
+		if name, yes, err = renamed(ctx, conn, t); yes {
+			texts = append(texts, name)
+		}
+	}
 	if err == nil && len(texts) > 0 {
 		seen.State = Present
 		seen.Counts = present(ctx, conn, l, texts[0])

@@ -174,7 +174,7 @@ type place struct {
 }
 
 // find gives the keys' texts of tombstones whose projects the database holds, by
-// tombstone id. It asks for each root table, and each digest epoch, once.
+// tombstone id; a schema's or database's under whatever name it has there. It asks for each root table, and each digest epoch, once.
 func find(ctx context.Context, conn *pgx.Conn, tombs []catalog.Tombstone, keys func(int) (seal.DigestKeys, error)) (map[string][]string, error) {
 	wanted := map[place]map[string][]string{} // ids by MAC
 	for _, t := range tombs {
@@ -198,6 +198,16 @@ func find(ctx context.Context, conn *pgx.Conn, tombs []catalog.Tombstone, keys f
 		})
 		if err != nil {
 			return nil, err
+		}
+	}
+	for _, t := range tombs {
+		if len(found[t.ID]) > 0 {
+			continue
+		}
+		if name, yes, err := renamed(ctx, conn, t); err != nil {
+			return nil, err
+		} else if yes {
+			found[t.ID] = append(found[t.ID], name)
 		}
 	}
 	return found, nil

@@ -30,6 +30,37 @@ func there(ctx context.Context, q Querier, l Layout, keyText string) (yes bool, 
 	return yes, err
 }
 
+// ObjectID is the OID of a project that is a schema or a database; 0 for rows.
+func ObjectID(ctx context.Context, q Querier, l Layout, keyText string) (oid uint32, err error) {
+	switch l.Kind {
+	case Schema:
+		err = q.QueryRow(ctx, `SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1`, keyText).Scan(&oid)
+	case Database:
+		err = q.QueryRow(ctx, `SELECT oid FROM pg_catalog.pg_database WHERE datname = $1`, keyText).Scan(&oid)
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrNoProject
+	}
+	return oid, err
+}
+
+// renamed finds a tombstone's schema or database under another name than it had when
+// it was requested: in the same system, what has its OID is it.
+func renamed(ctx context.Context, q Querier, t catalog.Tombstone) (name string, yes bool, err error) {
+	sql := map[string]string{
+		Schema:   `SELECT nspname::text FROM pg_catalog.pg_namespace WHERE oid = $1`,
+		Database: `SELECT datname::text FROM pg_catalog.pg_database WHERE oid = $1`,
+	}[t.Layout]
+	if sql == "" || t.OID == 0 {
+		return "", false, nil
+	}
+	err = q.QueryRow(ctx, sql+` AND (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) = $2`, t.OID, t.SystemID).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", false, nil
+	}
+	return name, err == nil, err
+}
+
 // mine are the tables of a schema, or all that are no server's and no extension's.
 func (g *graph) mine(l Layout, keyText string) map[uint32]bool {
 	own := map[uint32]bool{}

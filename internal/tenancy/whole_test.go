@@ -91,6 +91,7 @@ func TestProjectsThatAreSchemasOrDatabases(t *testing.T) {
 		"replay drops a database that is in use":                    testDatabaseReplay,
 		"a database in use is refused in live":                      testDatabaseLive,
 		"what is the server's is no project":                        testReserved,
+		"a new name hides no project":                               testRenamed,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, pg) })
 	}
@@ -414,6 +415,43 @@ func testDatabaseLive(t *testing.T, pg *pgtest.Cluster) {
 	}
 	if _, err := Erase(t.Context(), conn, byDatabase, victim); !errors.Is(err, ErrNoProject) {
 		t.Errorf("again: %v", err)
+	}
+}
+
+// testRenamed: one that was renamed since its tombstone is not gone from live, and one
+// that was renamed before it is found in copies from before.
+func testRenamed(t *testing.T, pg *pgtest.Cluster) {
+	k := keysOf(t)
+	build(t, pg).Close(t.Context())
+	flats(t, pg)
+	system := pgtest.Value[string](pg, `SELECT system_identifier::text FROM pg_control_system()`)
+	for _, l := range []Layout{bySchema, byDatabase} {
+		in, rename := "street", `ALTER SCHEMA "Ca""n; --" RENAME TO "other name"`
+		if l.Kind == Database {
+			in, rename = "postgres", `ALTER DATABASE "Ca""n; --" RENAME TO "other name"`
+		}
+		conn := pg.Conn(in)
+		tomb := grave(k, l, "t1", victim)
+		var err error
+		tomb.OID, err = ObjectID(t.Context(), conn, l, victim)
+		noErr(t, err)
+		tomb.SystemID = system
+		run(t, conn, rename)
+		if seen := lookAt(t, conn, tomb, k)(Memo{}); seen.State != Present {
+			t.Errorf("%s: %+v", l.Kind, seen)
+		}
+		elsewhere := tomb
+		elsewhere.SystemID = "1"
+		if applied, err := Replay(t.Context(), connector(pg), []catalog.Tombstone{elsewhere}, of(k)); err != nil || applied[0].Found {
+			t.Errorf("%s: of another system: %+v, %v", l.Kind, applied, err)
+		}
+		if applied, err := Replay(t.Context(), connector(pg), []catalog.Tombstone{tomb}, of(k)); err != nil || !applied[0].Found || len(applied[0].Gone) != 1 {
+			t.Errorf("%s: %+v, %v", l.Kind, applied, err)
+		}
+		if _, err := ObjectID(t.Context(), conn, l, "other name"); !errors.Is(err, ErrNoProject) {
+			t.Errorf("%s is there still: %v", l.Kind, err)
+		}
+		conn.Close(t.Context())
 	}
 }
 
