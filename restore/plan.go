@@ -4,8 +4,8 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
-	"github.com/holdfast-dr/holdfast/internal/tenancy"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
+	"github.com/holdfast-dr/holdfast/internal/tenancy"
 )
 
 // The kinds of target, as the command line's flags name them.
