@@ -134,6 +134,9 @@ func (r *run) purged(ctx context.Context) (string, string, error) {
 		return "", "", err
 	}
 	due := slices.DeleteFunc(tombs.Bodies(), func(t catalog.Tombstone) bool { return !ids[t.ID] })
+	for i := range due { // by name: what the copy's history says of OIDs is the restore's to know
+		due[i].OID = 0
+	}
 	again, err := r.replayer()(ctx, r.room.Server.Conn, due)
 	if err != nil {
 		return "", "", err

@@ -65,6 +65,11 @@ func (room *Room) forget(ctx context.Context, all Repo) error {
 	if len(tombs) == 0 {
 		return nil
 	}
+	for i := range tombs {
+		if last := legs[len(legs)-1]; last.Timeline != tombs[i].Timeline {
+			tombs[i].OID = 0 // another history may have given it to another project
+		}
+	}
 	if room.opt.Replay == nil {
 		return fmt.Errorf("%d deleted projects must be removed from the restored database, and nothing here can", len(tombs))
 	}

@@ -64,11 +64,7 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 		}
 	})
 	if err == nil && len(texts) == 0 {
-		var name string
-		var yes bool
-		if name, yes, err = renamed(ctx, conn, t); yes {
-			texts = append(texts, name)
-		}
+		texts, err = underANewName(ctx, conn, t)
 	}
 	if err == nil && len(texts) > 0 {
 		seen.State = Present
@@ -84,6 +80,19 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 		return seen, fmt.Errorf("looking whether live still holds the project of tombstone %s: %w", t.ID, err)
 	}
 	return seen, nil
+}
+
+// underANewName is the name of a project that was renamed since, on the tombstone's timeline.
+func underANewName(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone) ([]string, error) {
+	var now Seen
+	if err := position(ctx, conn, &now); err != nil || now.Timeline != t.Timeline {
+		return nil, err
+	}
+	name, yes, err := renamed(ctx, conn, t)
+	if err != nil || !yes {
+		return nil, err
+	}
+	return []string{name}, nil
 }
 
 // atHome refuses to look in another database than the tombstone's: there is nothing to

@@ -41,7 +41,8 @@ type Connector func(ctx context.Context, db string) (*pgx.Conn, error)
 // root table is not, nobody can say what belongs to a project, and the copy must
 // not open. A database that did not exist yet at the restored point holds no
 // project: its tombstones are applied and not found. What was applied before an
-// error is in the answer; Replay can be called again.
+// error is in the answer; Replay can be called again. A tombstone's OID is trusted: it
+// must be 0 unless the copy is of the tombstone's own timeline.
 func Replay(ctx context.Context, connect func(ctx context.Context, db string) (*pgx.Conn, error), tombs []catalog.Tombstone, keys func(epoch int) (seal.DigestKeys, error)) ([]Applied, error) {
 	byDB := map[string][]catalog.Tombstone{}
 	for _, t := range tombs {
@@ -117,14 +118,21 @@ func replayDatabase(ctx context.Context, connect Connector, db string, tombs []c
 		return nil, err
 	}
 	var done []Applied
+	erased := map[Layout]map[string]bool{} // two tombstones may be of one project
 	for _, t := range tombs {
 		one := Applied{ID: t.ID}
 		for _, text := range found[t.ID] {
+			if one.Found = true; erased[LayoutOf(t)][text] {
+				continue
+			}
 			counts, tied, err := erase(ctx, conn, connect, LayoutOf(t), text)
 			if err != nil {
 				return done, fmt.Errorf("tombstone %s: %w", t.ID, hide(err, text))
 			}
-			one.Found = true
+			if erased[LayoutOf(t)] == nil {
+				erased[LayoutOf(t)] = map[string]bool{}
+			}
+			erased[LayoutOf(t)][text] = true
 			one.Counts, one.Tied = append(one.Counts, counts...), one.Tied+tied
 			switch l := LayoutOf(t); l.Kind {
 			case Schema:
@@ -201,12 +209,11 @@ func find(ctx context.Context, conn *pgx.Conn, tombs []catalog.Tombstone, keys f
 		}
 	}
 	for _, t := range tombs {
-		if len(found[t.ID]) > 0 {
-			continue
-		}
-		if name, yes, err := renamed(ctx, conn, t); err != nil {
+		name, yes, err := renamed(ctx, conn, t)
+		if err != nil {
 			return nil, err
-		} else if yes {
+		}
+		if yes && !slices.Contains(found[t.ID], name) {
 			found[t.ID] = append(found[t.ID], name)
 		}
 	}

@@ -45,7 +45,9 @@ func ObjectID(ctx context.Context, q Querier, l Layout, keyText string) (oid uin
 }
 
 // renamed finds a tombstone's schema or database under another name than it had when
-// it was requested: in the same system, what has its OID is it.
+// it was requested: in the same system, what has its OID is it. That is so on one
+// timeline alone: a server that was taken back to an earlier moment gives OIDs a second
+// time. Who calls it knows the timeline, or takes the OID out of the tombstone.
 func renamed(ctx context.Context, q Querier, t catalog.Tombstone) (name string, yes bool, err error) {
 	sql := map[string]string{
 		Schema:   `SELECT nspname::text FROM pg_catalog.pg_namespace WHERE oid = $1`,

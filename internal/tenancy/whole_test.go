@@ -435,17 +435,23 @@ func testRenamed(t *testing.T, pg *pgtest.Cluster) {
 		var err error
 		tomb.OID, err = ObjectID(t.Context(), conn, l, victim)
 		noErr(t, err)
-		tomb.SystemID = system
+		tomb.SystemID, tomb.Timeline = system, 1
 		run(t, conn, rename)
 		if seen := lookAt(t, conn, tomb, k)(Memo{}); seen.State != Present {
 			t.Errorf("%s: %+v", l.Kind, seen)
+		}
+		later := tomb
+		later.Timeline = 2
+		if seen := lookAt(t, conn, later, k)(Memo{}); seen.State != Residue {
+			t.Errorf("%s: of another timeline: %+v", l.Kind, seen)
 		}
 		elsewhere := tomb
 		elsewhere.SystemID = "1"
 		if applied, err := Replay(t.Context(), connector(pg), []catalog.Tombstone{elsewhere}, of(k)); err != nil || applied[0].Found {
 			t.Errorf("%s: of another system: %+v, %v", l.Kind, applied, err)
 		}
-		if applied, err := Replay(t.Context(), connector(pg), []catalog.Tombstone{tomb}, of(k)); err != nil || !applied[0].Found || len(applied[0].Gone) != 1 {
+		again := grave(k, l, "t2", "other name") // asked for anew under the new name
+		if applied, err := Replay(t.Context(), connector(pg), []catalog.Tombstone{tomb, again}, of(k)); err != nil || !applied[0].Found || len(applied[0].Gone) != 1 || !applied[1].Found {
 			t.Errorf("%s: %+v, %v", l.Kind, applied, err)
 		}
 		if _, err := ObjectID(t.Context(), conn, l, "other name"); !errors.Is(err, ErrNoProject) {
