@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -59,20 +57,7 @@ func isOf(ctx context.Context, t catalog.Tombstone, l tenancy.Layout, keyText st
 // View begins to read a project of the restored cluster; end closes it. The error is
 // tenancy.ErrNoProject where the project is a database that the copy has not.
 func (room *Room) View(ctx context.Context, l tenancy.Layout, keyText string) (v *tenancy.View, end func() error, err error) {
-	conn, err := room.Server.Conn(ctx, l.In(keyText))
-	if err != nil {
-		var refused *pgconn.PgError
-		if errors.As(err, &refused) && refused.Code == "3D000" && l.Kind == tenancy.Database {
-			err = tenancy.ErrNoProject
-		}
-		return nil, nil, err
-	}
-	if v, err = tenancy.OpenView(ctx, conn, l); err != nil {
-		return nil, nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
-	}
-	return v, func() error {
-		return errors.Join(v.Close(ctx), conn.Close(context.WithoutCancel(ctx)))
-	}, nil
+	return tenancy.ViewOf(ctx, room.Server.Conn, l, keyText)
 }
 
 // DDL writes the DDL of the schemas of a view, by the restored server's own pg_dump.

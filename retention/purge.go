@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,6 +48,7 @@ type Preview struct {
 	NotCovered   []string        `json:"not_covered"`
 	Deadline     time.Time       `json:"deadline"`
 	LastCopyEnds time.Time       `json:"last_copy_ends_at,omitzero"` // if live is empty now; zero: no policy ends it
+	tied         []string        // what depends on a schema from outside it
 }
 
 // Preview looks at a project without changing anything.
@@ -80,8 +80,8 @@ func (p *Purger) Preview(ctx context.Context, conn *pgx.Conn, key string) (v Pre
 	if v.NotCovered, err = tenancy.NotCovered(ctx, conn, p.Layout); err != nil {
 		return v, err
 	}
-	tied, err := tenancy.Tied(ctx, conn, p.Layout, key)
-	for _, what := range tied {
+	v.tied, err = tenancy.Tied(ctx, conn, p.Layout, key)
+	for _, what := range v.tied {
 		v.NotCovered = append(v.NotCovered, what+" (it depends on the project, whose deletion is refused until it does no more)")
 	}
 	return v, err
@@ -115,10 +115,7 @@ func (p *Purger) Request(ctx context.Context, conn *pgx.Conn, key, typed string)
 		return catalog.Tombstone{}, fmt.Errorf("requesting a purge: %w", ErrConfirm)
 	}
 	// Restores drop what depends on a schema with it: nothing of live's may.
-	if tied, err := tenancy.Tied(ctx, conn, p.Layout, key); err != nil || len(tied) > 0 {
-		if err == nil {
-			err = fmt.Errorf("%w: %s; drop or change that first", tenancy.ErrTied, strings.Join(tied, ", "))
-		}
+	if err := tenancy.TiedError(v.tied); err != nil {
 		return catalog.Tombstone{}, fmt.Errorf("requesting a purge: %w", err)
 	}
 	t, err := p.tombstone(ctx, conn, key, v)

@@ -123,7 +123,7 @@ var cagesOf = map[string]cage{
 		enter: func(a *aviary, c canary) {
 			a.pg.Exec(fmt.Sprintf(`CREATE DATABASE %q`, c.is("p")))
 			a.pg.Exec(fmt.Sprintf(`COMMENT ON DATABASE %q IS '%s'`, c.is("p"), c.is("n")))
-			a.within(c.is("p"), in("public", cages))
+			a.inDatabase(c.is("p"), in("public", cages))
 		},
 		home:  func(c canary) (string, string) { return c.is("p"), "public" },
 		clean: []string{"REINDEX SYSTEM postgres", "ANALYZE"},
@@ -133,16 +133,6 @@ var cagesOf = map[string]cage{
 
 // in puts a schema's name into SQL.
 func in(schema, sql string) string { return strings.ReplaceAll(sql, "SCHEMA", schema) }
-
-// within runs SQL in a database.
-func (a *aviary) within(db, sql string, args ...any) {
-	a.t.Helper()
-	conn := a.pg.Conn(db)
-	defer conn.Close(a.t.Context())
-	if _, err := conn.Exec(a.t.Context(), sql, args...); err != nil {
-		a.t.Fatalf("%s: %v", sql, err)
-	}
-}
 
 // aviary is three zones, a bucket that keeps versions among them, with what opens
 // everything that they hold.
@@ -180,9 +170,9 @@ func (a *aviary) fill(c canary) {
 	a.t.Helper()
 	a.enter(a, c)
 	db, schema := a.home(c)
-	a.within(db, in(schema, fillCage), string(c))
-	a.within(db, in(schema, `UPDATE SCHEMA.record SET body = $2 WHERE project_id = $1 AND id % 50 = 0`), c.is("p"), c.is("u"))
-	a.within(db, "ANALYZE")
+	a.inDatabase(db, in(schema, fillCage), string(c))
+	a.inDatabase(db, in(schema, `UPDATE SCHEMA.record SET body = $2 WHERE project_id = $1 AND id % 50 = 0`), c.is("p"), c.is("u"))
+	a.inDatabase(db, "ANALYZE")
 }
 
 // each calls fn with every version of every object of every zone, by the zones' own listings.
@@ -375,8 +365,8 @@ func (a *aviary) cleanLive(tombstone string, kept canary) {
 	now := pgtest.Value[string](a.pg, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
 	a.pg.Await("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND age(backend_xmin) > age($1::text::xid8::xid))", now)
 	if db, _ := a.home(kept); db != "postgres" { // its statistics are of what databases share, too
-		a.within(db, "ANALYZE")
-		a.within(db, "VACUUM pg_catalog.pg_statistic")
+		a.inDatabase(db, "ANALYZE")
+		a.inDatabase(db, "VACUUM pg_catalog.pg_statistic")
 	}
 	a.pg.Exec("VACUUM pg_catalog.pg_statistic")
 	a.pg.Exec("VACUUM pg_catalog.pg_statistic_ext_data")
@@ -404,7 +394,7 @@ func noByteIsLeft(t *testing.T, layout string) {
 	a.fill(gone)
 	a.fill(kept)
 	db, schema := a.home(gone)
-	a.within(db, in(schema, `UPDATE SCHEMA.record SET lo = lo_from_bytea(0, convert_to($2, 'UTF8')) WHERE id = (SELECT min(id) FROM SCHEMA.record WHERE project_id = $1)`), gone.is("p"), large.is("o"))
+	a.inDatabase(db, in(schema, `UPDATE SCHEMA.record SET lo = lo_from_bytea(0, convert_to($2, 'UTF8')) WHERE id = (SELECT min(id) FROM SCHEMA.record WHERE project_id = $1)`), gone.is("p"), large.is("o"))
 	with := ask[snapshotDoc](a.rig, "db", "snapshot", "take", "cms").ID
 	a.archived(zoneLetters...)
 	deleted := ask[deletedDoc](a.rig, "db", "project", "delete", "cms", gone.is("p"), "--in-live", "--yes").Tombstone

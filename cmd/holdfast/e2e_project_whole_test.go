@@ -48,7 +48,7 @@ func newEstate(t *testing.T, pg *pgtest.Cluster, layout string) *estate {
 			pg.Exec("CREATE SCHEMA " + schema)
 		}
 		sql := strings.NewReplacer("ON SCHEMA SCHEMA", "ON SCHEMA "+schema, "SCHEMA", schema, "WORD", word, "ROLENAME", "owner of "+word).Replace(flat)
-		(&aviary{rig: x.rig}).within(db, sql)
+		x.inDatabase(db, sql)
 	}
 	return x
 }
@@ -161,7 +161,7 @@ func (x *estate) comesBack() {
 	}
 	for _, harm := range []func(){
 		func() {
-			(&aviary{rig: x.rig}).within(x.in(x.hostile), in(schema, `DELETE FROM SCHEMA.version WHERE nr = 2; UPDATE SCHEMA.page SET title = 'wrong' WHERE id < 9; INSERT INTO SCHEMA.page (title) VALUES ('a mistake')`))
+			x.inDatabase(x.in(x.hostile), in(schema, `DELETE FROM SCHEMA.version WHERE nr = 2; UPDATE SCHEMA.page SET title = 'wrong' WHERE id < 9; INSERT INTO SCHEMA.page (title) VALUES ('a mistake')`))
 		},
 		func() { x.pg.Exec(fmt.Sprintf(drop, pgx.Identifier{x.hostile}.Sanitize())) },
 	} {

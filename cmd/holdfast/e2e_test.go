@@ -391,3 +391,13 @@ func (r *rig) connect(o restore.Opened, database string) *pgx.Conn {
 	r.t.Cleanup(func() { conn.Close(context.Background()) })
 	return conn
 }
+
+// inDatabase runs SQL in a database.
+func (r *rig) inDatabase(db, sql string, args ...any) {
+	r.t.Helper()
+	conn := r.pg.Conn(db)
+	defer conn.Close(r.t.Context())
+	if _, err := conn.Exec(r.t.Context(), sql, args...); err != nil {
+		r.t.Fatalf("%s: %v", sql, err)
+	}
+}

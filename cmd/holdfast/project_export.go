@@ -145,55 +145,58 @@ func (x *exporting) open(ctx context.Context, key string, keys []string, do func
 // is of two databases.
 func (x *exporting) apart(ctx context.Context, doc *exportDoc, keys []string, names map[string]string, all bool) error {
 	single := len(keys) == 1 && !all
-	bar := x.e.progress("export of " + x.cluster.Name)
-	defer bar.end()
-	seen := map[string]bool{}
 	doc.NotCovered = []string{}
-	for i, key := range keys {
-		dir := ""
-		if !single {
-			dir = "projects/" + folder(key, i) + "/"
-		}
-		err := x.open(ctx, key, nil, func() error {
+	err := x.each(doc, keys, single, func(key, dir string, tell func(string)) (entry portable.IndexEntry, err error) {
+		err = x.open(ctx, key, nil, func() error {
 			if err := x.prepare(ctx, dir); err != nil {
 				return err
 			}
-			entry, err := x.one(ctx, key, names[key], dir, true, func(table string) {
-				bar.show(fmt.Sprintf("project %d of %d, now %s", i+1, len(keys), table), 0, 0)
-			})
-			doc.Moment, doc.Projects = x.view.At, append(doc.Projects, entry)
-			if single {
-				doc.DDL = x.ddl
-			}
+			doc.Moment = x.view.At
+			entry, err = x.one(ctx, key, names[key], dir, true, tell)
 			return err
 		})
-		if err != nil {
-			return projectFault(x.cluster.Name, key, err)
-		}
 		for _, s := range x.common {
-			if !seen[s] {
-				seen[s], doc.NotCovered = true, append(doc.NotCovered, s)
+			if !slices.Contains(doc.NotCovered, s) {
+				doc.NotCovered = append(doc.NotCovered, s)
 			}
 		}
+		return entry, err
+	})
+	if err != nil {
+		return err
+	}
+	if single {
+		doc.DDL = x.ddl
 	}
 	return x.index(doc, single, nil)
 }
 
 func (x *exporting) fill(ctx context.Context, doc *exportDoc, keys []string, names map[string]string, all bool) error {
+	single := len(keys) == 1 && !all
 	if err := x.prepare(ctx, ""); err != nil {
 		return err
 	}
 	doc.DDL, doc.NotCovered = x.ddl, x.common
+	err := x.each(doc, keys, single, func(key, dir string, tell func(string)) (portable.IndexEntry, error) {
+		return x.one(ctx, key, names[key], dir, single, tell)
+	})
+	if err != nil {
+		return err
+	}
+	return x.index(doc, single, x.view.At)
+}
+
+// each exports project after project below a directory of its own, a single one on top.
+func (x *exporting) each(doc *exportDoc, keys []string, single bool, one func(key, dir string, tell func(table string)) (portable.IndexEntry, error)) error {
 	bar := x.e.progress("export of " + x.cluster.Name)
 	defer bar.end()
-	single := len(keys) == 1 && !all
 	var bytes int64
 	for i, key := range keys {
 		dir := ""
 		if !single {
 			dir = "projects/" + folder(key, i) + "/"
 		}
-		entry, err := x.one(ctx, key, names[key], dir, single, func(table string) {
+		entry, err := one(key, dir, func(table string) {
 			bar.show(fmt.Sprintf("project %d of %d, %s written, now %s", i+1, len(keys), size(bytes), table), 0, 0)
 		})
 		if err != nil {
@@ -202,7 +205,7 @@ func (x *exporting) fill(ctx context.Context, doc *exportDoc, keys []string, nam
 		bytes += entry.Bytes
 		doc.Projects = append(doc.Projects, entry)
 	}
-	return x.index(doc, single, x.view.At)
+	return nil
 }
 
 // index writes the manifest of several projects; one of them has its own alone.

@@ -156,7 +156,7 @@ func makeFresh(ctx context.Context, dsn string, at tenancy.Moment) (*freshDataba
 	}
 	f := &freshDatabase{cfg: cfg, where: fmt.Sprintf("database %s on %s port %d", cfg.Database, cfg.Host, cfg.Port)}
 	f.conn, err = pgx.ConnectConfig(ctx, cfg)
-	if isAbsent(err) {
+	if tenancy.IsNoDatabase(err) {
 		if err = f.create(ctx, at); err == nil {
 			f.conn, err = pgx.ConnectConfig(ctx, cfg)
 		}

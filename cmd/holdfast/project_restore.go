@@ -251,7 +251,7 @@ func (p *putBack) intoLive(ctx context.Context, room *restore.Room, v *tenancy.V
 	if kind := p.layout.Kind; kind == tenancy.Schema || kind == tenancy.Database {
 		doc.NotCovered = append(doc.NotCovered, "views, functions, triggers and tables without rows that its "+kind+" in live has lost, where that is there: rows are put back")
 	}
-	if p.layout.Kind == tenancy.Database && isAbsent(err) {
+	if p.layout.Kind == tenancy.Database && tenancy.IsNoDatabase(err) {
 		doc.Changes = s.Additions()
 	} else if err != nil {
 		return err
@@ -355,20 +355,6 @@ func (p *putBack) apply(ctx context.Context, room *restore.Room, v *tenancy.View
 	})
 }
 
-// sameSystem wants live to be the system that the copy is of.
-func (p *putBack) sameSystem(ctx context.Context, v *tenancy.View) error {
-	conn, err := p.connect(ctx, p.database)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	live, err := tenancy.Where(ctx, conn)
-	if err == nil && live.SystemID != v.At.SystemID {
-		err = fmt.Errorf("%w: the copy is of system %s, live is %s", tenancy.ErrShape, v.At.SystemID, live.SystemID)
-	}
-	return err
-}
-
 // remake makes a database anew in live and fills it; what fails on the way leaves none.
 func (p *putBack) remake(ctx context.Context, v *tenancy.View, s *tenancy.Slice, ddl func() ([]byte, error)) (done tenancy.Merged, err error) {
 	dsn, err := dsnOf(p.cluster)
@@ -379,7 +365,11 @@ func (p *putBack) remake(ctx context.Context, v *tenancy.View, s *tenancy.Slice,
 	if err != nil {
 		return done, err
 	}
-	if err := p.sameSystem(ctx, v); err != nil {
+	conn, err := p.connect(ctx, p.database)
+	if err == nil {
+		err = errors.Join(v.SameSystem(ctx, conn), conn.Close(context.WithoutCancel(ctx)))
+	}
+	if err != nil {
 		return done, err
 	}
 	fresh, err := makeFresh(ctx, postgres.InDatabase(dsn, p.key), v.At)

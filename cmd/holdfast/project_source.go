@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/internal/postgres"
@@ -85,23 +84,7 @@ func (t *projectSource) connect(ctx context.Context, database string) (*pgx.Conn
 
 // view begins to read a project of live, in one snapshot; end closes it.
 func (t *projectSource) view(ctx context.Context, key string) (v *tenancy.View, end func() error, err error) {
-	conn, err := t.connect(ctx, t.layout.In(key))
-	if err != nil {
-		if t.layout.Kind == tenancy.Database && isAbsent(err) {
-			err = tenancy.ErrNoProject
-		}
-		return nil, nil, err
-	}
-	if v, err = tenancy.OpenView(ctx, conn, t.layout); err != nil {
-		return nil, nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
-	}
-	return v, func() error { return errors.Join(v.Close(ctx), conn.Close(context.WithoutCancel(ctx))) }, nil
-}
-
-// isAbsent says whether a connection failed because there is no such database.
-func isAbsent(err error) bool {
-	var refused *pgconn.PgError
-	return errors.As(err, &refused) && refused.Code == "3D000"
+	return tenancy.ViewOf(ctx, t.connect, t.layout, key)
 }
 
 // listed are the live projects and their names by their keys.

@@ -165,7 +165,7 @@ func (e *env) recordRun(ctx context.Context, w *world, p restore.Plan, opt resto
 	done := do()
 	rec.EndedAt, rec.Ended = w.now().UTC(), "done"
 	switch {
-	case errors.Is(done, restore.ErrNotEmpty), errors.Is(done, restore.ErrRunning), errors.Is(done, durable.ErrHeld):
+	case neverBegan(done):
 		if err := undo(); err != nil {
 			e.unkept(err)
 		}
@@ -181,6 +181,11 @@ func (e *env) recordRun(ctx context.Context, w *world, p restore.Plan, opt resto
 	return done
 }
 
+// neverBegan says that a restore was refused before it touched its directory.
+func neverBegan(err error) bool {
+	return errors.Is(err, restore.ErrNotEmpty) || errors.Is(err, restore.ErrRunning) || errors.Is(err, durable.ErrHeld)
+}
+
 func (e *env) unkept(err error) {
 	fmt.Fprintf(e.err, "holdfast: `restore list` will not tell of this restore as it is: %v\n", err)
 }
@@ -189,7 +194,7 @@ func (e *env) unkept(err error) {
 // left something, unless it never began.
 func failedRestore(p restore.Plan, opt restore.Options, err error) map[string]string {
 	body := map[string]string{"plan": p.Hash, "error": err.Error()}
-	if !errors.Is(err, restore.ErrNotEmpty) && !errors.Is(err, restore.ErrRunning) && !errors.Is(err, durable.ErrHeld) {
+	if !neverBegan(err) {
 		body["restored_to"] = opt.To
 	}
 	return body

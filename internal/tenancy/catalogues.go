@@ -28,7 +28,7 @@ func certain(l Layout) map[string]bool {
 }
 
 // cataloguesSQL lists the server's own tables with their TOAST tables, which autovacuum
-// takes one by one, as names that Vacuum can take where vacuumable is asked for.
+// takes one by one.
 const cataloguesSQL = `
 SELECT c.oid, format('%I.%I', n.nspname, c.relname), c.reltoastrelid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = 'pg_catalog' AND c.relkind = 'r' AND c.relisshared = $1 ORDER BY 2`

@@ -176,7 +176,7 @@ func (d *doom) verify(ctx context.Context, hit []int, keyText string) error {
 	var left int64
 	err := d.q.QueryRow(ctx, fmt.Sprintf(`SELECT count(*) FROM %s r WHERE r.%s::text = $1`, d.from(d.root), d.col), keyText).Scan(&left)
 	if err != nil || left > 0 {
-		return fmt.Errorf("%d root rows remain: %w", left, orElse(err))
+		return fmt.Errorf("%d root rows remain: %w", left, orElse(err, ErrRemains))
 	}
 	for _, i := range hit {
 		k := d.keys[i]
@@ -187,7 +187,7 @@ func (d *doom) verify(ctx context.Context, hit []int, keyText string) error {
 		}
 		err := d.q.QueryRow(ctx, fmt.Sprintf(`SELECT count(*) FROM pg_temp.holdfast_gone_%d g JOIN %s c ON %s`, i, d.from(k.child), gone.on("g", "c"))).Scan(&left)
 		if err != nil || left > 0 {
-			return fmt.Errorf("%d rows of %s still refer to what was deleted: %w", left, d.name(k.child), orElse(err))
+			return fmt.Errorf("%d rows of %s still refer to what was deleted: %w", left, d.name(k.child), orElse(err, ErrRemains))
 		}
 		if _, err := d.q.Exec(ctx, fmt.Sprintf(`DROP TABLE pg_temp.holdfast_gone_%d`, i)); err != nil {
 			return err
@@ -197,9 +197,10 @@ func (d *doom) verify(ctx context.Context, hit []int, keyText string) error {
 	return err
 }
 
-func orElse(err error) error {
+// orElse is err, or otherwise where there is none.
+func orElse(err, otherwise error) error {
 	if err == nil {
-		return ErrRemains
+		return otherwise
 	}
 	return err
 }

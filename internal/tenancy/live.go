@@ -84,6 +84,9 @@ func Live(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone, keys seal.Di
 
 // underANewName is the name of a project that was renamed since, on the tombstone's timeline.
 func underANewName(ctx context.Context, conn *pgx.Conn, t catalog.Tombstone) ([]string, error) {
+	if t.OID == 0 { // rows, and tombstones of before
+		return nil, nil
+	}
 	var now Seen
 	if err := position(ctx, conn, &now); err != nil || now.Timeline != t.Timeline {
 		return nil, err

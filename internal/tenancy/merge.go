@@ -146,6 +146,22 @@ func Merge(ctx context.Context, conn *pgx.Conn, l Layout, from *Slice, ddl func(
 	return out, nil
 }
 
+// SameSystem wants a live server to be the system that a view is of.
+func (v *View) SameSystem(ctx context.Context, live *pgx.Conn) error {
+	now, err := Where(ctx, live)
+	if err != nil {
+		return err
+	}
+	return v.sameSystem(now.SystemID)
+}
+
+func (v *View) sameSystem(live string) error {
+	if v.At.SystemID != live {
+		return fmt.Errorf("%w: the copy is of system %s, live is %s", ErrShape, v.At.SystemID, live)
+	}
+	return nil
+}
+
 // makeSchema makes the project's schema where live has none, in the transaction that
 // fills it.
 func makeSchema(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout, from *Slice, ddl func() ([]byte, error)) (made bool, err error) {
@@ -155,8 +171,8 @@ func makeSchema(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout, from *
 	if yes, err := there(ctx, tx, l, from.Key); err != nil || yes {
 		return false, err
 	}
-	if live, err := Where(ctx, conn); err != nil || live.SystemID != from.v.At.SystemID {
-		return false, errors.Join(err, fmt.Errorf("%w: the copy is of another system", ErrShape))
+	if err := from.v.SameSystem(ctx, conn); err != nil {
+		return false, err
 	}
 	text, err := ddl()
 	if err != nil {
@@ -171,17 +187,15 @@ func (v *View) hold(ctx context.Context, keyText string) error {
 		return v.g.hold(ctx, v.tx)
 	}
 	reach := map[uint32]int{}
-	for oid := range v.g.mine(v.Layout, keyText) {
-		if v.g.rels[oid].kind != "f" {
-			reach[oid] = 0
-		}
+	for oid := range v.g.holding(v.Layout, keyText) {
+		reach[oid] = 0
 	}
 	return v.g.lock(ctx, v.tx, reach)
 }
 
 func newMerge(ctx context.Context, live *View, from *Slice) (*merge, error) {
-	if live.At.SystemID != from.v.At.SystemID {
-		return nil, fmt.Errorf("%w: the copy is of system %s, live is %s", ErrShape, from.v.At.SystemID, live.At.SystemID)
+	if err := from.v.sameSystem(live.At.SystemID); err != nil {
+		return nil, err
 	}
 	now, err := live.project(ctx, from.Key)
 	if err != nil {

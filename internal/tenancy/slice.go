@@ -110,22 +110,10 @@ func (v *View) whole(ctx context.Context, keyText string) (s *Slice, err error) 
 	if s.there, err = there(ctx, v.tx, v.Layout, keyText); err != nil || !s.there {
 		return s, err
 	}
-	s.own = v.g.mine(v.Layout, keyText)
-	stored := map[uint32]int64{}
-	for oid := range s.own {
-		if v.g.rels[oid].kind == "f" { // its rows are another server's
-			delete(s.own, oid)
-		}
-	}
-	for _, oid := range sorted(s.own) {
-		if v.g.rels[oid].kind != "r" {
-			continue
-		}
-		var n int64
-		if err := v.tx.QueryRow(ctx, `SELECT count(*) FROM ONLY `+v.g.rels[oid].name).Scan(&n); err != nil {
-			return nil, err
-		}
-		stored[oid] = n
+	s.own = v.g.holding(v.Layout, keyText)
+	stored, err := v.g.stored(ctx, v.tx, s.own)
+	if err != nil {
+		return nil, err
 	}
 	s.fill(stored)
 	for i := range s.Parts {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 )
@@ -51,6 +52,29 @@ func OpenView(ctx context.Context, conn *pgx.Conn, l Layout) (*View, error) {
 		err = errors.Join(err, ignoreClosed(tx.Rollback(context.WithoutCancel(ctx))))
 	}
 	return nil, fmt.Errorf("reading projects of database %s in one snapshot: %w", l.Database, err)
+}
+
+// ViewOf is OpenView of the database that holds a project, on a connection of its own;
+// end closes both. The error is ErrNoProject where the project is a database, and that
+// is not there.
+func ViewOf(ctx context.Context, connect Connector, l Layout, keyText string) (v *View, end func() error, err error) {
+	conn, err := connect(ctx, l.In(keyText))
+	if err != nil {
+		if l.Kind == Database && IsNoDatabase(err) {
+			err = ErrNoProject
+		}
+		return nil, nil, err
+	}
+	if v, err = OpenView(ctx, conn, l); err != nil {
+		return nil, nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+	}
+	return v, func() error { return errors.Join(v.Close(ctx), conn.Close(context.WithoutCancel(ctx))) }, nil
+}
+
+// IsNoDatabase says whether a connection failed because there is no such database.
+func IsNoDatabase(err error) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && refused.Code == "3D000" // invalid_catalog_name
 }
 
 func newView(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout) (*View, error) {
