@@ -71,7 +71,10 @@ func (p *Purger) Preview(ctx context.Context, conn *pgx.Conn, key string) (v Pre
 	if err != nil && !errors.Is(err, tenancy.ErrNoProject) {
 		return v, err
 	}
-	if !found || err != nil {
+	switch {
+	case found && err != nil:
+		return v, fmt.Errorf("cluster %s: %w: projects.registry lists it, and live has nothing of it", p.Cluster, tenancy.ErrNoProject)
+	case !found:
 		return v, fmt.Errorf("cluster %s: %w; `project list` shows them", p.Cluster, tenancy.ErrNoProject)
 	}
 	if v.LastActivity, err = tenancy.LastActivity(ctx, conn, p.Layout, key); err != nil {

@@ -216,7 +216,7 @@ func (n *node) projectDelete(ctx context.Context, in projectDelete) (doc deleted
 		doc = deletedDoc{Tombstone: t.ID, Deadline: t.Deadline, State: retention.PurgeRequested}
 		if in.Body.InLive {
 			if doc.InLive, err = p.DeleteInLive(ctx, conn, in.Project, in.Body.Typed, nil); err != nil {
-				return keepFault(err)
+				return keepFault(fmt.Errorf("tombstone %s is recorded, so no restore brings the project back, but live has it still: %w", t.ID, err))
 			}
 		}
 		list, err := p.Advance(ctx, conn)

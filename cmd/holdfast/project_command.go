@@ -151,10 +151,13 @@ func (e *env) purgeShowCommand() *cobra.Command {
 // purgeMeans says what a state comes to, and what it waits for.
 var purgeMeans = map[string]string{
 	retention.PurgeRequested: "the live database still has rows of it, or was not looked at yet: delete them there (`project delete --in-live` does)",
-	retention.PurgeResidue:   "the live database has no row of it; its bytes stay in the tables' files until a vacuum has passed (autovacuum's, or yours)",
+	retention.PurgeResidue:   "the live database has no row of it; its bytes stay in the files of tables, or of the catalogues that told of it, until a vacuum has passed (autovacuum's, or yours: VACUUM in that database)",
 	retention.PurgeAgeing:    "the live database is clean; the zones' copies end as retention removes them",
 	retention.PurgeDone:      "no zone holds a copy",
 }
+
+// waitingLines is how many things that a purge waits for have a line each.
+const waitingLines = 8
 
 // waitingText is one of the things that a purge waits for: mostly a table.
 func waitingText(what string) string {
@@ -169,8 +172,12 @@ func purgeText(out io.Writer, p retention.Purge) {
 	if means := purgeMeans[p.State]; means != "" {
 		fmt.Fprintln(out, " ", means)
 	}
-	for _, t := range p.Waiting {
-		fmt.Fprintln(out, " ", waitingText(t))
+	if len(p.Waiting) > waitingLines {
+		fmt.Fprintln(out, " ", strings.Replace(waitingText(strings.Join(p.Waiting, ", ")), "; then, ", "; then a vacuum of ", 1))
+	} else {
+		for _, t := range p.Waiting {
+			fmt.Fprintln(out, " ", waitingText(t))
+		}
 	}
 	for _, z := range p.Zones {
 		fmt.Fprintf(out, "  zone %-12s %d copies, the last ends %s %s\n", z.Name, z.Copies, clock(z.LastEnds), strings.Join(z.BlockedBy, "; "))

@@ -311,7 +311,7 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 	for _, t := range d.Tombstones {
 		was := "nothing of that project was in it"
 		if t.Found {
-			was = fmt.Sprintf("the project was in it, and was removed from %d tables", len(t.Counts))
+			was = "the project was in it, and was removed from " + count(len(t.Counts), "table")
 		}
 		fmt.Fprintf(out, "tombstone  %s: %s\n", t.ID, was)
 	}

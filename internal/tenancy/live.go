@@ -144,7 +144,7 @@ type tableState struct {
 const statesSQL = `
 SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0), greatest(s.last_vacuum, s.last_autovacuum), coalesce(s.n_dead_tup, 0),
        coalesce(s.n_tup_del + s.n_tup_upd, 0) > 0, EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.relid = c.oid)
-  FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = ANY ($1)`
+  FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = ANY ($1) ORDER BY array_position($1, c.oid)`
 
 func states(ctx context.Context, conn *pgx.Conn, tables []Table) ([]tableState, error) {
 	byOID := map[uint32]Table{}
