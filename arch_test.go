@@ -39,6 +39,7 @@ var within = map[string][]string{
 	"internal/postgres": {"internal/postgres"},
 	"internal/ledger":   {"internal/ledger"},
 	"internal/server":   {"internal/server"},
+	"drills":            {"drills"}, // drills/evidence reads what drills wrote
 	"cmd":               {"cmd"},
 }
 

@@ -46,6 +46,7 @@ bin=$(pg_bin) || { [ -z "${HOLDFAST_DEMO_PG:-}" ] && missing+=(postgresql) || ex
 command -v age >/dev/null || missing+=(age)
 command -v zstd >/dev/null || missing+=(zstd)
 command -v python3 >/dev/null || missing+=(python3)
+[ -e /usr/share/zoneinfo/Europe/Rome ] || missing+=(tzdata)
 [ ${#missing[@]} -eq 0 ] && exit 0
 from_apt "${missing[@]}" && exit 0
 [ -n "$bin" ] || npm_pg "${HOLDFAST_PG_MAJOR:-17}" || cannot "see above"

@@ -166,8 +166,8 @@ func sample(seed string, all []Candidate) (kept []Candidate, left int) {
 	return kept, len(all) - len(kept)
 }
 
-// dueBody is what an entry of type "drill.due" says.
-type dueBody struct {
+// Announcement is the body of an entry of type "drill.due".
+type Announcement struct {
 	ledger.Due
 	ID       string `json:"id"`
 	Drill    string `json:"drill"`
@@ -179,7 +179,7 @@ type dueBody struct {
 
 // Recompute makes the choice of a slot again from its entry in the ledger.
 func Recompute(due ledger.Record) (Choice, error) {
-	var b dueBody
+	var b Announcement
 	if err := json.Unmarshal(due.Body, &b); err != nil {
 		return Choice{}, fmt.Errorf("reading entry %d: %w", due.Index, err)
 	}

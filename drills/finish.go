@@ -150,7 +150,7 @@ func closeSlot(ctx context.Context, deps Deps, def Definition, slot Slot, outcom
 	}
 	stage := "schedule"
 	if told.due == nil {
-		due := dueBody{
+		due := Announcement{
 			Due: ledger.Due{Slot: r.slot.Key, DueAt: r.slot.DueAt, Deadline: r.slot.Deadline},
 			ID:  r.rec.ID, Drill: def.Name, Cluster: def.Cluster, PlanHash: r.rec.PlanHash, Trigger: slot.Trigger,
 		}

@@ -54,7 +54,13 @@ func decode(e ledger.Record, anchored ledger.Checkpoint) (Record, error) {
 	return r, nil
 }
 
-func dueOf(e ledger.Record) (b dueBody, err error) {
+// Told reads the record of an entry of type "drill.outcome".
+func Told(e ledger.Record) (Record, error) { return decode(e, ledger.Checkpoint{}) }
+
+// Announced reads the body of an entry of type "drill.due".
+func Announced(e ledger.Record) (Announcement, error) { return dueOf(e) }
+
+func dueOf(e ledger.Record) (b Announcement, err error) {
 	if err = json.Unmarshal(e.Body, &b); err != nil {
 		err = fmt.Errorf("reading entry %d of ledger %s: %w", e.Index, e.Origin, err)
 	}

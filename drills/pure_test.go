@@ -39,7 +39,7 @@ func TestChoiceFollowsFromEntryAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := json.Marshal(dueBody{Due: ledger.Due{Slot: "slot"}, PlanHash: "plan", Pick: &p})
+		body, err := json.Marshal(Announcement{Due: ledger.Due{Slot: "slot"}, PlanHash: "plan", Pick: &p})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +168,7 @@ func TestASampleKeepsTheEndsAndTheStalestAndFitsAnEntry(t *testing.T) {
 	if err != nil || c.Snapshot != all[4711].Snapshot {
 		t.Errorf("the stalest is lost: %+v, %v", c, err)
 	}
-	data, err := json.Marshal(dueBody{Pick: &Pick{Candidates: kept}})
+	data, err := json.Marshal(Announcement{Pick: &Pick{Candidates: kept}})
 	if err != nil || len(data) > 55<<10 {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}

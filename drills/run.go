@@ -97,7 +97,7 @@ func newRun(deps Deps, def Definition, slot Slot) (*run, error) {
 		slot.DueAt = now
 	}
 	if slot.Deadline.IsZero() {
-		slot.Deadline = slot.DueAt.Add(2*def.Limits.Time + time.Hour)
+		slot.Deadline = slot.DueAt.Add(def.owes())
 	}
 	slot.DueAt, slot.Deadline = slot.DueAt.UTC(), slot.Deadline.UTC()
 	rec := Record{
@@ -122,7 +122,7 @@ func wanted(def Definition) string {
 // candidates cannot be read that is the drill's own outcome, not a reason to be
 // silent.
 func (r *run) announce(ctx context.Context) error {
-	body := dueBody{
+	body := Announcement{
 		Due: ledger.Due{Slot: r.slot.Key, DueAt: r.slot.DueAt, Deadline: r.slot.Deadline},
 		ID:  r.rec.ID, Drill: r.def.Name, Cluster: r.def.Cluster, PlanHash: r.rec.PlanHash, Trigger: r.slot.Trigger,
 	}

@@ -38,6 +38,24 @@ func signCheckpoint(repository string, c Checkpoint, s note.Signer) (Checkpoint,
 	return c, nil
 }
 
+// ParseCheckpoint reads a checkpoint without looking at its signatures: for one
+// that somebody kept, never for one that is to be believed.
+func ParseCheckpoint(data []byte) (c Checkpoint, err error) {
+	text, _, ok := strings.Cut(string(data), "\n\n")
+	lines := strings.Split(text, "\n")
+	if !ok || len(data) > seal.MaxNote || len(lines) != 3 {
+		return c, fmt.Errorf("checkpoint: %w: want three lines and signatures", seal.ErrDamaged)
+	}
+	c.Origin = lines[0][strings.LastIndexByte(lines[0], '/')+1:]
+	if c.Size, err = strconv.ParseInt(lines[1], 10, 64); err == nil {
+		c.Root, err = tlog.ParseHash(lines[2])
+	}
+	if err != nil {
+		return c, fmt.Errorf("checkpoint: %w: no size and root hash in their places", seal.ErrDamaged)
+	}
+	return c, nil
+}
+
 // openCheckpoint believes the keys that have the duty "ledger". Text that is not
 // in its one form (C2SP's extension lines too) is refused.
 func openCheckpoint(data []byte, repository, origin string, trust seal.Trust) (Checkpoint, error) {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,7 @@ const (
 	TypeRestoreStarted = "restore.started"
 	TypeRestoreEnded   = "restore.finished"
 	TypeRestoreGone    = "restore.discarded"
+	TypeDrillPlans     = "drill.plans"   // which drills are configured
 	TypeDrillDue       = "drill.due"     // body embeds [Due]
 	TypeDrillOutcome   = "drill.outcome" // body embeds [Outcome]
 	TypeTombstone      = "tombstone"
@@ -156,7 +158,7 @@ func decodeRecord(origin string, index int64, leaf []byte) (Record, error) {
 		return r, fmt.Errorf("entry is not JSON: %w", err)
 	}
 	again, err := seal.CanonicalJSON(json.RawMessage(leaf))
-	if err != nil || string(again) != string(leaf) {
+	if err != nil || string(again) != string(leaf) || !utf8.Valid(leaf) {
 		return r, fmt.Errorf("entry is not canonical JSON (RFC 8785)")
 	}
 	if r.Schema != Schema {

@@ -29,6 +29,7 @@ type Fault struct {
 	Index  int64  `json:"index"` // of the first entry concerned; a checkpoint's size; -1 for none
 	Name   string `json:"name"`  // the object, "" where it is the log as a whole
 	What   string `json:"what"`
+	Code   string `json:"code,omitempty"` // of an excerpt's fault: what kind it is of
 }
 
 func (f Fault) String() string {

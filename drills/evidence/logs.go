@@ -1,0 +1,81 @@
+package evidence
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/internal/seal"
+)
+
+// Logs says what a bundle of the period holds of each log that src shows: its
+// entries from before the period, so far back that they say which drills were
+// configured when it began, to the newest; and proofs of the period's outcomes.
+// A log without a checkpoint that a trusted key signed is an error.
+func Logs(ctx context.Context, src ledger.Source, trust seal.Trust, repository string, p Period) ([]Log, error) {
+	origins, err := Origins(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	var out []Log
+	for _, o := range origins {
+		c, err := ledger.Latest(ctx, src, trust, repository, o)
+		if err != nil {
+			return nil, err
+		}
+		records, err := Entries(ctx, src, c, p.From)
+		if err != nil {
+			return nil, err
+		}
+		l := Log{Checkpoint: c, From: records[0].Index}
+		for _, r := range records {
+			if r.Type == ledger.TypeDrillOutcome && p.holds(r.Time.Wall) {
+				l.Prove = append(l.Prove, r.Index)
+			}
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// Origins are the logs that src shows, sorted.
+func Origins(ctx context.Context, src ledger.Source) ([]string, error) {
+	names, err := src.List(ctx, logsDir)
+	if err != nil {
+		return nil, fmt.Errorf("list the ledgers: %w", err)
+	}
+	var out []string
+	for _, name := range names {
+		origin, _, ok := strings.Cut(strings.TrimPrefix(name, logsDir), "/")
+		if ok && (len(out) == 0 || out[len(out)-1] != origin) {
+			out = append(out, origin)
+		}
+	}
+	return out, nil
+}
+
+// batch is how many entries are read at a time: a bundle of the ledger's.
+const batch = 256
+
+// Entries returns the entries of c's tree from before from on: so many that they
+// hold the newest entry about the drills' plans that is older than from, or all.
+func Entries(ctx context.Context, src ledger.Source, c ledger.Checkpoint, from time.Time) ([]ledger.Record, error) {
+	var out []ledger.Record
+	for to := c.Size; to > 0; {
+		start := (to - 1) / batch * batch
+		records, err := ledger.Read(ctx, src, c, start, to)
+		if err != nil {
+			return nil, err
+		}
+		out = append(records, out...)
+		for _, r := range records {
+			if r.Type == ledger.TypeDrillPlans && r.Time.Wall.Before(from) {
+				return out, nil
+			}
+		}
+		to = start
+	}
+	return out, nil
+}
