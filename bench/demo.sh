@@ -233,6 +233,17 @@ fi
 
 say "a stranger verifies the log, with nothing but a copy of one zone and the public keys"
 run ledger verify --directory "$work/zones/c" --key "$db_key" --key "$drill_key"
+
+say "the auditor's copy: what was due, what came of it, and a file that proves it offline"
+run drill report
+run evidence export --out "$work/evidence.tar" --from "$(date -u -d '1 hour ago' +%FT%TZ)" >/dev/null
+if command -v python3 >/dev/null; then
+  tar -xOf "$work/evidence.tar" verify.py >"$work/verify.py"
+  echo "\$ python3 verify.py evidence.tar --key $db_key --key $drill_key"
+  python3 -I "$work/verify.py" "$work/evidence.tar" --key "$db_key" --key "$drill_key"
+else
+  run evidence verify "$work/evidence.tar" --key "$db_key" --key "$drill_key"
+fi
 if command -v age >/dev/null && command -v zstd >/dev/null; then
   pack=$(ls "$work"/zones/c/clusters/cms/snapshots/*/packs/*.age | head -1)
   echo "and the ordinary programs open a pack: age -d | zstd -d gives $(age -d -i "$work/drill/data.key" "$pack" | zstd -dq | wc -c) bytes"

@@ -1,8 +1,10 @@
 package drills
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/ledger"
@@ -62,4 +64,15 @@ func PlansOf(e ledger.Record) (p Plans, err error) {
 		err = fmt.Errorf("reading entry %d of ledger %s: %w", e.Index, e.Origin, err)
 	}
 	return p, err
+}
+
+// SincePlans are a log's entries from its newest one about plans on; all of them
+// where there is none.
+func SincePlans(ctx context.Context, log Reader) (out []ledger.Record, err error) {
+	err = back(ctx, log, func(e ledger.Record) (bool, error) {
+		out = append(out, e)
+		return e.Type != ledger.TypeDrillPlans, nil
+	})
+	slices.Reverse(out)
+	return out, err
 }

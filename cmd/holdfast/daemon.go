@@ -88,6 +88,7 @@ func (n *node) daemon(ctx context.Context) error {
 	g.Go(func() error { return n.watchDisk(gctx) })
 	g.Go(func() error { return n.tendCopies(gctx) })
 	g.Go(func() error { return n.tendProbes(gctx) })
+	g.Go(func() error { return n.keepPlans(gctx) })
 	g.Go(func() error {
 		if err := n.closeDrills(gctx); err != nil && gctx.Err() == nil {
 			n.log.Error("cut-off drills have no outcome yet; the next start tries again", zap.Error(err))

@@ -36,7 +36,7 @@ func (e *env) drillCommand() *cobra.Command {
 		}
 		return e.print(rec, func(out io.Writer) { drillText(out, rec) })
 	}}
-	cmd.AddCommand(run, list, show)
+	cmd.AddCommand(run, list, show, e.drillReportCommand())
 	return cmd
 }
 

@@ -211,15 +211,24 @@ func (e *env) verifyDirectory(ctx context.Context, dir, repository string, keys 
 		}
 		repository = id.Repository
 	}
+	trust, err := trustKeys(keys)
+	if err != nil {
+		return err
+	}
+	return e.verifyLedger(ctx, ledger.Dir(dir), trust, repository)
+}
+
+// trustKeys trusts the keys that --key gave with the duty of ledgers.
+func trustKeys(keys []string) (seal.Trust, error) {
 	var signers []configs.TrustedSigner
 	for _, k := range keys {
 		signers = append(signers, configs.TrustedSigner{Key: k, May: []string{"ledger"}})
 	}
 	trust, err := trustOf(signers)
 	if err != nil {
-		return usage("--key: %w", err)
+		return trust, usage("--key: %w", err)
 	}
-	return e.verifyLedger(ctx, ledger.Dir(dir), trust, repository)
+	return trust, nil
 }
 
 // outcomes counts how drills ended, in words.

@@ -120,7 +120,7 @@ func (e *env) addCommands(root *cobra.Command) {
 		e.restoreCommand(),
 		e.retentionCommand(), e.holdCommand(),
 		e.projectCommand(), e.purgeCommand(),
-		e.drillCommand(), e.ledgerCommand(),
+		e.drillCommand(), e.ledgerCommand(), e.evidenceCommand(),
 		e.incidentCommand(), e.catalogCommand(), e.versionCommand(),
 	)
 }
