@@ -23,7 +23,8 @@ type controlDoc struct {
 // facts are what all controls draw from.
 type facts struct {
 	due, ran, passed, failed, other        int
-	followed, snapshots, timely, measured  int
+	pending, followed, snapshots           int
+	timely, measured                       int
 	walled, applied, found, residual, left int
 	zones, badCopies                       int
 	rto                                    string
@@ -42,6 +43,8 @@ func factsOf(d drillReport) facts {
 			f.passed++
 		case x.Outcome == drills.Fail:
 			f.failed++
+		case x.Outcome == evidence.Pending:
+			f.pending++
 		default:
 			f.other++
 		}
@@ -82,7 +85,7 @@ func (f *facts) record(r drills.Record) {
 
 // sentences that more than one control needs.
 func (f facts) population() string {
-	return fmt.Sprintf("%s due: %d passed, %d failed, %d ended otherwise or are still open; every slot that was announced or that a recorded schedule made is listed", count(f.due, "drill"), f.passed, f.failed, f.other)
+	return fmt.Sprintf("%s due: %d passed, %d failed, %d ended otherwise, %d pending; every slot that was announced or that a recorded schedule made is listed", count(f.due, "drill"), f.passed, f.failed, f.other, f.pending)
 }
 
 func (f facts) restored() string {
@@ -155,6 +158,8 @@ func titleOf(d drillReport) string {
 		return "every drill is still pending"
 	case passes(d) == d.Summary.Due:
 		return "every drill that was due passed"
+	case passes(d)+d.Summary.Outcomes[evidence.Pending] == d.Summary.Due:
+		return "every drill that was due passed, or is pending"
 	}
 	return "every drill that did not pass was followed by one that did"
 }
@@ -169,3 +174,6 @@ func passes(d drillReport) (n int) {
 	}
 	return n
 }
+
+// capital begins a sentence.
+func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }

@@ -311,7 +311,8 @@ func number(f *float64) string {
 var drillPage string
 
 var drillTemplate = template.Must(template.New("drills").Funcs(template.FuncMap{
-	"clock": clock, "secs": secs, "spread": spreadText, "seconds": secondsText, "counts": outcomeCounts, "passed": passedDrill, "chart": chart, "title": titleOf,
+	"clock": clock, "secs": secs, "spread": spreadText, "seconds": secondsText, "counts": outcomeCounts, "passed": passedDrill, "chart": chart, "title": func(d drillReport) string { return capital(titleOf(d)) },
+	"snapshots": func(n int) string { return count(n, "different snapshot") },
 }).Parse(drillPage))
 
 // drillReportHTML is one page that asks nobody for anything.

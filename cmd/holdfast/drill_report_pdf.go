@@ -86,7 +86,7 @@ func (p sheet) head(d drillReport) {
 	p.SetFont("Helvetica", "B", 16)
 	p.MultiCell(0, 8, "Restore drills", "", "L", false)
 	p.line(fmt.Sprintf("Repository %s, from %s to %s, as the ledgers said on %s.", d.Repository, clock(d.Period.From), clock(d.Period.To), clock(d.At)))
-	p.line(titleOf(d) + ".")
+	p.line(capital(titleOf(d)) + ".")
 	p.line(fmt.Sprintf("%d due: %s. %d did not pass and were not followed by a run that did.", d.Summary.Due, outcomeCounts(d.Summary.Outcomes), d.Summary.Open))
 	for _, t := range d.ByDrill {
 		p.line(fmt.Sprintf("Drill %s of %s: %d of %d passed, the last %s; recovery %s.", t.Name, t.Cluster, t.Passed, t.Due, clock(t.LastPass), spreadText(t.RTO)))
