@@ -44,15 +44,17 @@ $(BIN)/versitygw:
 	@mkdir -p $(BIN)
 	GOBIN=$(BIN) $(GO) install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
 
-$(BIN)/age:
+# Static, as an escrow kit holds it.
+$(BIN)/.age-static:
 	@mkdir -p $(BIN)
-	GOBIN=$(BIN) $(GO) install filippo.io/age/cmd/age@$(AGE)
+	CGO_ENABLED=0 GOBIN=$(BIN) $(GO) install filippo.io/age/cmd/age@$(AGE)
+	@touch $@
 
 $(BIN)/golangci-lint $(BIN)/gofumpt: tools.mod
 	@mkdir -p $(BIN)
 	GOBIN=$(BIN) $(GO) install -modfile=tools.mod github.com/golangci/golangci-lint/v2/cmd/golangci-lint mvdan.cc/gofumpt
 
-tools: $(BIN)/versitygw $(BIN)/age ## Install the S3 server that the tests run against, and an age for post-quantum keys
+tools: $(BIN)/versitygw $(BIN)/.age-static ## Install the S3 server that the tests run against, and an age for post-quantum keys
 
 lint: $(BIN)/golangci-lint $(BIN)/gofumpt ## Check style and known faults
 	@out=$$($(BIN)/gofumpt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi

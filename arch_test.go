@@ -20,7 +20,7 @@ const module = "github.com/holdfast-dr/holdfast/"
 //
 // Do not change this to make a build pass.
 var layers = [][]string{
-	{"internal/durable", "internal/postgres/lsn", "internal/thin", "configs"},
+	{"internal/durable", "internal/postgres/lsn", "internal/thin", "configs", "docs"},
 	{"internal/zone", "internal/seal"},
 	{"internal/vault"},
 	{"internal/catalog", "internal/ledger", "internal/approval", "internal/incident", "internal/postgres", "internal/notify"},
