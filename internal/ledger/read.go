@@ -204,3 +204,16 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	}
 	return out, nil
 }
+
+// Contains says whether old, a checkpoint that somebody kept, is of the log whose
+// checkpoint c is: false where the log was cut since, or replaced.
+func Contains(ctx context.Context, src Source, c, old Checkpoint) (bool, error) {
+	if old.Origin != c.Origin || old.Size > c.Size {
+		return false, nil
+	}
+	root, err := tlog.TreeHash(old.Size, provenBy(ctx, src, c))
+	if err != nil {
+		return false, fmt.Errorf("compare two checkpoints of ledger %s: %w", c.Origin, err)
+	}
+	return root == old.Root, nil
+}
