@@ -69,8 +69,10 @@ func TestSchemaHasEveryFieldOfTheTypesAndTheExamples(t *testing.T) {
 
 // The units are read by systemd itself where it is; these lines are what the
 // documentation promises of them.
+var watchdog = map[string]string{"holdfast.service": "WatchdogSec=60s", "holdfast-drill.service": "WatchdogSec=60s", "holdfast-watch.service": "WatchdogSec=10min"}
+
 func TestUnitsAreHardenedAndHoldTheRightCredentials(t *testing.T) {
-	for _, name := range []string{"holdfast.service", "holdfast-drill.service"} {
+	for _, name := range []string{"holdfast.service", "holdfast-drill.service", "holdfast-watch.service"} {
 		text, err := os.ReadFile(filepath.Join("systemd", name))
 		if err != nil {
 			t.Fatal(err)
@@ -89,7 +91,7 @@ func TestUnitsAreHardenedAndHoldTheRightCredentials(t *testing.T) {
 			}
 			seen[section+line] = true
 		}
-		for _, line := range []string{"Type=notify", "WatchdogSec=60s", "ProtectSystem=strict", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "PrivateTmp=yes", "UMask=0077", "Restart=always", "LimitCORE=0"} {
+		for _, line := range []string{"Type=notify", watchdog[name], "ProtectSystem=strict", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "PrivateTmp=yes", "UMask=0077", "Restart=always", "LimitCORE=0"} {
 			if !seen["[Service]"+line] {
 				t.Errorf("%s lacks %s", name, line)
 			}
@@ -108,7 +110,7 @@ func TestUnitsAreReadBySystemd(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"holdfast.service", "holdfast-drill.service"} {
+	for _, name := range []string{"holdfast.service", "holdfast-drill.service", "holdfast-watch.service"} {
 		text, err := os.ReadFile(filepath.Join("systemd", name))
 		if err != nil {
 			t.Fatal(err)
