@@ -31,12 +31,14 @@ type Marker struct {
 	// Mapping is Options.Tablespaces, for who goes on with the restore.
 	Mapping  map[string]string `json:"mapping,omitempty"`
 	SavedWAL string            `json:"saved_wal,omitempty"` // where WAL of before was put aside
+	// InPlace is whose place it is to take, or took.
+	InPlace *InPlace `json:"in_place,omitempty"`
 	// Process carries the restore out, and may be asked to end; absent where it does more.
 	Process *Process `json:"process,omitempty"`
 }
 
 func (room *Room) mark(state string) error {
-	m := Marker{Cluster: room.Plan.Cluster, Plan: room.Plan.Hash, Snapshot: room.Plan.Snapshot, SystemID: room.Plan.SystemID, State: state, At: time.Now().UTC(), Mapping: room.opt.Tablespaces, SavedWAL: room.Result.SavedWAL, Process: room.opt.Process}
+	m := Marker{Cluster: room.Plan.Cluster, Plan: room.Plan.Hash, Snapshot: room.Plan.Snapshot, SystemID: room.Plan.SystemID, State: state, At: time.Now().UTC(), Mapping: room.opt.Tablespaces, SavedWAL: room.Result.SavedWAL, Process: room.opt.Process, InPlace: room.opt.InPlace}
 	if room.tree != nil {
 		m.Tablespaces = values(room.tree.spaces)
 	}

@@ -42,6 +42,9 @@ type Options struct {
 	// Tablespaces maps a tablespace's name, OID or old path to its new directory,
 	// absent or empty; the others go to <To>.tablespaces/<oid>.
 	Tablespaces map[string]string
+	// InPlace, whose Beside To is, is whose place it takes when it is whole; the
+	// caller swaps.
+	InPlace *InPlace
 	// Process is this one where it does nothing else, so that whoever cancels the
 	// restore may ask it to end.
 	Process  *Process

@@ -72,7 +72,7 @@ func (w *world) plan(ctx context.Context, repo restore.Repo, cluster string, t r
 
 func (e *env) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "restore", Short: "Plan and carry out restores"}
-	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreResumeCommand(), e.restoreListCommand(), e.restoreShowCommand(), e.restoreCancelCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand())
+	cmd.AddCommand(e.restorePlanCommand(), e.restoreRunCommand(), e.restoreResumeCommand(), e.restoreListCommand(), e.restoreShowCommand(), e.restoreCancelCommand(), e.restoreOpenCommand(), e.restoreDiscardCommand(), e.restoreSignOffCommand())
 	return cmd
 }
 
@@ -149,16 +149,21 @@ func (e *env) restoreRunCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&t.delta, "delta", false, "go over a stopped, damaged or stale directory of the same system: fetch only the pages that differ")
 	f.StringToStringVar(&t.tablespaces, "tablespace", nil, "a tablespace's `NAME=DIR` (or its OID, or old path), absent or empty unless --delta; the others go to DIR.tablespaces")
-	if err := cmd.MarkFlagRequired("to"); err != nil {
-		panic(err)
-	}
+	f.BoolVar(&t.inPlace, "in-place", false, "take the place of the stopped cluster in --to (default clusters[].data_directory): what was there is kept until `restore signoff`")
+	f.StringVar(&t.confirm, "confirm", "", "the cluster's `NAME`, typed: --in-place replaces its directory")
+	cmd.MarkFlagsMutuallyExclusive("in-place", "delta")
+	cmd.MarkFlagsMutuallyExclusive("in-place", "start")
+	cmd.MarkFlagsMutuallyExclusive("in-place", "fetch-only")
+	cmd.MarkFlagsMutuallyExclusive("in-place", "quarantine")
+	cmd.MarkFlagsOneRequired("to", "in-place")
 	return cmd
 }
 
 // restoreDoc is how a restore ends.
 type restoreDoc struct {
 	restore.Result
-	Opened *restore.Opened `json:"opened,omitempty"`
+	Opened  *restore.Opened  `json:"opened,omitempty"`
+	InPlace *restore.InPlace `json:"in_place,omitempty"`
 }
 
 func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error {
@@ -183,11 +188,18 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 	if err != nil {
 		return err
 	}
+	var place *restore.InPlace
+	if t.inPlace {
+		if place, err = w.inPlace(p, t); err != nil {
+			return err
+		}
+		t.to = place.Beside
+	}
 	opt, err := e.restoreOptions(ctx, w, repo, p.Cluster, t)
 	if err != nil {
 		return err
 	}
-	opt.Delta, opt.Tablespaces = t.delta, t.tablespaces
+	opt.Delta, opt.Tablespaces, opt.InPlace = t.delta, t.tablespaces, place
 	return e.carryOut(ctx, w, repo, p, opt, t)
 }
 
@@ -226,6 +238,9 @@ func (e *env) carryOut(ctx context.Context, w *world, repo restore.Repo, p resto
 		e.recordRestore(ctx, w, "restore.finished", p.Cluster, failedRestore(p, opt, err))
 		return restoreFault(err)
 	}
+	if opt.InPlace != nil {
+		return e.tookPlace(ctx, w, p, doc)
+	}
 	e.recordRestore(ctx, w, "restore.finished", p.Cluster, doc)
 	return e.print(doc, func(out io.Writer) { restoreText(out, doc, opt.To) })
 }
@@ -240,8 +255,12 @@ func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt resto
 		return doc, err
 	}
 	doc.Result = room.Result
-	if err := room.Close(ctx); err != nil || !t.start {
+	if err := room.Close(ctx); err != nil || !t.start && opt.InPlace == nil {
 		return doc, err
+	}
+	if opt.InPlace != nil {
+		doc.InPlace, doc.RestoredTo = opt.InPlace, opt.InPlace.Dir
+		return doc, swap(*opt.InPlace, t)
 	}
 	o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
 	doc.Opened = &o
@@ -280,6 +299,8 @@ func restoreFault(err error) error {
 		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, go over a stopped directory of this cluster with --delta, or discard what a restore left there: holdfast restore discard DIR"}
 	case errors.Is(err, restore.ErrRunning):
 		return &fault{exit: exitRefused, err: err, remedy: "stop that server first"}
+	case errors.Is(err, restore.ErrStarted):
+		return &fault{exit: exitRefused, err: err, remedy: "what was written since would be lost: add --confirm CLUSTER if that is what you want"}
 	case errors.Is(err, restore.ErrUnfit):
 		return &fault{exit: exitRefused, err: err, remedy: "restore on a machine like the snapshot's host; nothing was written here"}
 	case errors.Is(err, restore.ErrIncomplete):
@@ -320,6 +341,9 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 		fmt.Fprintf(out, "open       psql '%s'\n", d.Opened.Connection)
 		return
 	}
+	if d.InPlace != nil {
+		return
+	}
 	fmt.Fprintf(out, "closed     start it with: holdfast restore open %s   (or pg_ctl -D %s start)\n", to, to)
 }
 
@@ -353,9 +377,13 @@ func (e *env) restoreOpenCommand() *cobra.Command {
 }
 
 func (e *env) restoreDiscardCommand() *cobra.Command {
-	return &cobra.Command{Use: "discard ID|DIR", Short: "Remove what a restore made", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+	var t targetFlags
+	cmd := &cobra.Command{Use: "discard ID|DIR", Short: "Remove what a restore made; one that took another's place gives it back", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 		dir, records, err := e.restoreDir(args[0])
 		if err != nil {
+			return err
+		}
+		if dir, err = e.putBack(dir, &t); err != nil {
 			return err
 		}
 		rec, kept, err := records.of(dir)
@@ -377,4 +405,6 @@ func (e *env) restoreDiscardCommand() *cobra.Command {
 		}
 		return nil
 	}}
+	t.addPlace(cmd)
+	return cmd
 }

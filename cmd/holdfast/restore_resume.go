@@ -121,7 +121,7 @@ func (e *env) restoreResumeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		opt.Delta, opt.Resume, opt.Tablespaces = true, true, m.Mapping
+		opt.Delta, opt.Resume, opt.Tablespaces, opt.InPlace = true, true, m.Mapping, m.InPlace
 		return e.carryOut(c.Context(), w, repo, p, opt, &t)
 	}}
 	cmd.Flags().StringVar(&t.identity, "identity", "", "age identity `FILE` that opens data; it is never sent to a daemon")

@@ -18,7 +18,8 @@ type targetFlags struct {
 	timeline                        uint32
 	to, identity, binaries, user    string
 	start, quarantine               bool
-	delta, fetchOnly                bool
+	delta, fetchOnly, inPlace       bool
+	confirm                         string // the cluster's name, typed
 	tablespaces                     map[string]string
 	listen                          string
 	port                            int
