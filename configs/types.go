@@ -67,6 +67,13 @@ type Repository struct {
 	IndexIdentity        *Secret         `yaml:"index_identity" doc:"age identity that opens manifests, page maps and WAL indexes, never data; of the recipients' kind."`
 	SigningKey           *Secret         `yaml:"signing_key" doc:"This node's note signing key."`
 	TrustedSigners       []TrustedSigner `yaml:"trusted_signers" doc:"Whose notes this node believes, and about what."`
+	Witnesses            []Witness       `yaml:"witnesses" doc:"Who cosigns the checkpoints of this node's ledger, so that it cannot show two histories; one that does not answer holds nothing up."`
+}
+
+// Witness is a cosigning witness (c2sp.org/tlog-witness), best run by somebody else.
+type Witness struct {
+	URL string `yaml:"url" required:"yes" doc:"Where it takes checkpoints, without /add-checkpoint; https, except on loopback."`
+	Key string `yaml:"key" required:"yes" doc:"Its verifier key, as holdfast witness prints it."`
 }
 
 // ObjectLock is how S3 objects are locked.

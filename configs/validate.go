@@ -78,6 +78,7 @@ func (d *decoder) checkRepository(c *Config) {
 		names[i] = c.Clusters[i].Name
 	}
 	d.checkSigners(r, "repository", names)
+	d.checkWitnesses(r)
 	takes := slices.ContainsFunc(c.Clusters, func(c Cluster) bool { return c.Connection != "" })
 	const need = "it given: a node with clusters[].connection seals and signs"
 	if takes && len(r.Recipients) == 0 {
@@ -124,14 +125,18 @@ func (d *decoder) checkZone(z *Zone, field string) {
 	}
 }
 
+func (d *decoder) checkURL(field, text string) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || u.User != nil {
+		d.at(field, d.found[field], "a URL such as https://s3.example.net, without a user")
+	} else if u.Scheme == "http" && !loopback(u.Hostname()) {
+		d.at(field, quote(text), "https: without TLS only on loopback")
+	}
+}
+
 func (d *decoder) checkS3(s *S3, field string) {
 	if s.Endpoint != "" {
-		u, err := url.Parse(s.Endpoint)
-		if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || u.User != nil {
-			d.at(field+".endpoint", d.found[field+".endpoint"], "a URL such as https://s3.example.net, without a user")
-		} else if u.Scheme == "http" && !loopback(u.Hostname()) {
-			d.at(field+".endpoint", quote(s.Endpoint), "https: without TLS only on loopback")
-		}
+		d.checkURL(field+".endpoint", s.Endpoint)
 	}
 	if p := s.Prefix; p != strings.Trim(p, "/") || slices.Contains(strings.Split(p, "/"), "..") {
 		d.at(field+".prefix", quote(p), "a prefix without slashes at its ends and without ..")
@@ -195,6 +200,19 @@ func (d *decoder) checkSigners(r *Repository, prefix string, clusters []string) 
 		}
 	}
 	d.unique(join(prefix, "trusted_signers"), len(r.TrustedSigners), func(i int) string { return r.TrustedSigners[i].Key })
+}
+
+func (d *decoder) checkWitnesses(r *Repository) {
+	for i, w := range r.Witnesses {
+		field := fmt.Sprintf("repository.witnesses[%d]", i)
+		if w.Key != "" && !vkeyRE.MatchString(w.Key) {
+			d.at(field+".key", quote(w.Key), "a verifier key, name+hash+base64, as holdfast witness prints")
+		}
+		if w.URL != "" {
+			d.checkURL(field+".url", w.URL)
+		}
+	}
+	d.unique("repository.witnesses", len(r.Witnesses), func(i int) string { return r.Witnesses[i].URL })
 }
 
 func (d *decoder) checkSecret(field string, s *Secret) {

@@ -130,7 +130,7 @@ func (w *world) evidence(ctx context.Context, p evidence.Period) ([]byte, eviden
 
 func (e *env) evidenceVerifyCommand() *cobra.Command {
 	var from, to string
-	var keys, known []string
+	var keys, known, witnesses []string
 	cmd := &cobra.Command{
 		Use: "verify FILE", Short: "Verify a file of evidence offline; exit 4 where something does not hold", Args: cobra.ExactArgs(1),
 		Long: "Verify computes everything anew from the file and the keys. With --key it needs no configuration:\nhave the keys from somebody you trust, not from the file. Without, the trusted signers of the\nconfiguration count. verify.py in the file takes the same arguments and finds the same.",
@@ -148,6 +148,13 @@ func (e *env) evidenceVerifyCommand() *cobra.Command {
 					return err
 				}
 			}
+			for _, k := range witnesses {
+				w, err := seal.NewCosignVerifier(k)
+				if err != nil {
+					return usage("--witness: %w", err)
+				}
+				opt.Witnesses = append(opt.Witnesses, w)
+			}
 			if opt.Known, err = knownCheckpoints(known); err != nil {
 				return err
 			}
@@ -157,6 +164,7 @@ func (e *env) evidenceVerifyCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringArrayVar(&keys, "key", nil, "verifier key `VKEY` to trust; may be repeated")
 	f.StringArrayVar(&known, "known", nil, "a checkpoint or an earlier bundle that you kept, in `FILE`: the ledgers must still contain it; may be repeated")
+	f.StringArrayVar(&witnesses, "witness", nil, "key `VKEY` of a witness that must have cosigned the newest checkpoints; may be repeated")
 	f.StringVar(&from, "from", "", "`DAY` or time at which the period begins that you asked for (default what the file says)")
 	f.StringVar(&to, "to", "", "`DAY` or time at which it ends, not included")
 	return cmd
@@ -212,6 +220,9 @@ func heldText(rep evidence.Report) error {
 func evidenceText(out io.Writer, r evidence.Report) {
 	for _, l := range r.Logs {
 		fmt.Fprintf(out, "ledger %s of node %s: entries %d to %d, %s to %s, signed by %s\n", l.Origin, l.Node, l.From, l.Size-1, clock(l.First), clock(l.Last), l.Signer)
+		for name, at := range l.Cosigned {
+			fmt.Fprintf(out, "  seen by the witness %s on %s\n", name, clock(at))
+		}
 	}
 	drillsText(out, r.Period, r.Findings)
 	if r.OK {

@@ -77,8 +77,13 @@ func newNode(ctx context.Context, w *world) (n *node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	witnesses, err := n.witnesses()
+	if err != nil {
+		return nil, err
+	}
 	n.ledger, err = ledger.Open(ledger.Config{
-		Dir: w.state("ledger"), Repository: w.repoID, Origin: w.cfg.Node.Name, Signer: w.signer, Trust: w.trust,
+		Witnesses: witnesses,
+		Dir:       w.state("ledger"), Repository: w.repoID, Origin: w.cfg.Node.Name, Signer: w.signer, Trust: w.trust,
 		Store: ledger.FromWriter(w.vault.Writer(), nil), Now: w.now, ConfigHash: hash,
 		Software: ledger.Software{Version: version},
 		Host:     ledger.Host{Node: w.cfg.Node.Name, Boot: w.holder.boot},

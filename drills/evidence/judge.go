@@ -19,6 +19,7 @@ const (
 	FaultSchedule = "schedule" // a slot of a schedule that was never announced
 	FaultChoice   = "choice"   // another snapshot or moment than the slot's entry chooses
 	FaultOutcome  = "outcome"  // an outcome that does not follow from the rest of its record
+	FaultWitness  = "witness"  // a checkpoint that a witness of the reader's did not cosign
 	FaultProof    = "proof"    // a detached proof that proves nothing
 )
 

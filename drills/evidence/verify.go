@@ -22,6 +22,9 @@ type Options struct {
 	// Known are checkpoints that the reader kept or was told elsewhere: the logs must
 	// still contain them.
 	Known []ledger.Checkpoint
+	// Witnesses must each have cosigned the newest checkpoint of every log that goes
+	// on: nobody then holds another one of the same size.
+	Witnesses []seal.CosignVerifier
 	// Period is what the reader asked for; zero: what the bundle says.
 	Period Period
 }
@@ -46,6 +49,8 @@ type LogDoc struct {
 	Signer string    `json:"signer,omitempty"`
 	First  time.Time `json:"first,omitzero"`
 	Last   time.Time `json:"last,omitzero"`
+	// Cosigned is when each of the reader's witnesses saw it as the newest.
+	Cosigned map[string]time.Time `json:"cosigned,omitempty"`
 }
 
 // Verify computes a bundle anew from its bytes and the trusted keys. What is wrong
@@ -77,6 +82,7 @@ func Verify(ctx context.Context, in io.Reader, opt Options) (Report, error) {
 		logs = append(logs, e.Records)
 	}
 	v.contained(excerpts)
+	v.witnessed(excerpts)
 	v.proofs()
 	v.rep.add(Judge(logs, v.rep.Period, opt.Schedule))
 	v.covered()
@@ -138,6 +144,26 @@ func (v *verifier) contained(excerpts []*ledger.Excerpt) {
 	for _, c := range known {
 		if e := v.logs[c.Origin]; e == nil || !e.Contains(c) {
 			v.fault(ledger.FaultCut, c.Origin, c.Size, "a checkpoint of size %d with root %s was seen elsewhere, and the bundle's log does not contain it: it was cut or replaced", c.Size, c.Root)
+		}
+	}
+}
+
+// witnessed wants the cosignatures of the reader's witnesses.
+func (v *verifier) witnessed(excerpts []*ledger.Excerpt) {
+	for i, e := range excerpts {
+		for _, w := range v.opt.Witnesses {
+			if e.Top.Size == 0 || v.rep.Logs[i].Last.Before(v.rep.Period.From) {
+				continue // nothing of the period is in it
+			}
+			at, err := w.Cosigned(e.Top.Signed)
+			if err != nil {
+				v.fault(FaultWitness, e.Origin, e.Top.Size, "no witness %s has cosigned the newest checkpoint: %v", w.Name(), err)
+				continue
+			}
+			if v.rep.Logs[i].Cosigned == nil {
+				v.rep.Logs[i].Cosigned = map[string]time.Time{}
+			}
+			v.rep.Logs[i].Cosigned[w.Name()] = at
 		}
 	}
 }

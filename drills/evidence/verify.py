@@ -2,12 +2,13 @@
 """Verify a bundle of evidence about restore drills, offline, with Python alone.
 
     python3 verify.py FILE --key VKEY [--key VKEY ...] [--known FILE ...]
-                      [--from DAY] [--to DAY] [--output text|json]
+                      [--witness VKEY ...] [--from DAY] [--to DAY] [--output text|json]
 
 FILE is what `holdfast evidence export` wrote. VKEY is the verifier key of a node
 that writes a ledger, had from somebody you trust, never from the bundle. --known
 names a checkpoint that you kept, or an earlier bundle: the ledgers must still
-contain it. --from and --to are the period that you asked for; without them the
+contain it. --witness is the key of a witness that must have cosigned the newest
+checkpoints. --from and --to are the period that you asked for; without them the
 bundle's own is used.
 
 Exit codes: 0 everything holds, 2 usage, 4 something does not hold.
@@ -120,16 +121,33 @@ def decode64(text):
 
 
 class Key:
-    def __init__(self, text):
+    """A note verifier key (algorithm 1), or that of a witness (algorithm 4)."""
+
+    def __init__(self, text, algorithm=1):
         parts = text.strip().split("+", 2)
         if len(parts) != 3 or not re.fullmatch("[0-9a-f]{8}", parts[1]):
             raise Wrong("%r is no verifier key: want NAME+HASH+KEY" % text)
         self.name, self.hash, data = parts[0], bytes.fromhex(parts[1]), decode64(parts[2])
-        if len(data) != 33 or data[0] != 1:
-            raise Wrong("%r is no Ed25519 verifier key" % text)
+        if len(data) != 33 or data[0] != algorithm:
+            raise Wrong("%r is no Ed25519 verifier key of algorithm %d" % (text, algorithm))
         if hashlib.sha256(self.name.encode() + b"\n" + data).digest()[:4] != self.hash:
             raise Wrong("%r: its hash is not that of its key: it was copied wrongly" % text)
         self.public = data[1:]
+
+    def signed(self, text, sig):
+        """Is sig, without the key's hash, this key's signature of text?"""
+        return ed25519(self.public, text, sig)
+
+
+class Witness(Key):
+    def __init__(self, text):
+        super().__init__(text, 4)
+
+    def signed(self, text, sig):
+        if len(sig) != 72:
+            return False
+        head = b"cosignature/v1\ntime %d\n" % int.from_bytes(sig[:8], "big")
+        return ed25519(self.public, head + text, sig[8:])
 
 
 def open_note(data, keys):
@@ -153,7 +171,7 @@ def open_note(data, keys):
         for key in keys:
             if key.name == found[1] and key.hash == sig[:4]:
                 decode64(found[2])
-                if not ed25519(key.public, text.encode(), sig[4:]):
+                if not key.signed(text.encode(), sig[4:]):
                     raise Wrong("the signature of %s is wrong" % key.name)
                 signer = signer or key.name
     if signer is None:
@@ -508,8 +526,8 @@ def read_bundle(data):
 
 
 class Verifier:
-    def __init__(self, keys, known, period):
-        self.keys, self.known, self.asked = keys, known, period
+    def __init__(self, keys, known, witnesses, period):
+        self.keys, self.known, self.witnesses, self.asked = keys, known, witnesses, period
         self.faults, self.drills, self.not_assessed, self.logs = [], [], [], {}
 
     def fault(self, code, origin, index, what):
@@ -528,6 +546,7 @@ class Verifier:
         if not self.logs:
             self.fault("bundle", "", -1, "it holds no ledger")
         self.contained()
+        self.witnessed()
         self.proofs()
         Judge(self).judge()
         if self.logs and self.until < self.end - END_SLACK:
@@ -626,6 +645,17 @@ class Verifier:
             log = self.logs.get(origin)
             if log is None or not log.contains(size, root):
                 self.fault("cut", origin, size, "a checkpoint of size %d was seen elsewhere, and this log does not contain it" % size)
+
+    def witnessed(self):
+        """The reader's witnesses must have cosigned the newest checkpoints."""
+        for log in self.logs.values():
+            if log.top is None or not log.records or log.records[-1].wall < self.start:
+                continue
+            for w in self.witnesses:
+                try:
+                    open_note(log.checkpoints[log.top.size], [w])
+                except Wrong:
+                    self.fault("witness", log.origin, log.top.size, "no witness %s has cosigned the newest checkpoint" % w.name)
 
     def proofs(self):
         for name in sorted(n for n in self.files if n.startswith("proofs/")):
@@ -877,12 +907,13 @@ def arguments():
     p.add_argument("file", metavar="FILE", help="what `holdfast evidence export` wrote")
     p.add_argument("--key", metavar="VKEY", action="append", required=True, help="verifier key to trust; may be repeated")
     p.add_argument("--known", metavar="FILE", action="append", default=[], help="a checkpoint that you kept, or an earlier bundle")
+    p.add_argument("--witness", metavar="VKEY", action="append", default=[], help="key of a witness that must have cosigned the newest checkpoints")
     p.add_argument("--from", dest="start", metavar="DAY", help="beginning of the period that you asked for")
     p.add_argument("--to", dest="end", metavar="DAY", help="its end, not included")
     p.add_argument("--output", choices=["text", "json"], default="text")
     a = p.parse_args()
     try:
-        a.keys = [Key(k) for k in a.key]
+        a.keys, a.witnesses = [Key(k) for k in a.key], [Witness(k) for k in a.witness]
         a.seen = [c for f in a.known for c in known_checkpoints(f)]
         a.period = (moment(a.start), moment(a.end)) if a.start and a.end else None
         with open(a.file, "rb") as f:
@@ -896,7 +927,7 @@ def arguments():
 
 def main():
     a = arguments()
-    v = Verifier(a.keys, a.seen, a.period)
+    v = Verifier(a.keys, a.seen, a.witnesses, a.period)
     v.verify(a.data)
     v.faults.sort(key=lambda f: (f["origin"], f["index"], f["code"], f["what"]))
     if a.output == "json":

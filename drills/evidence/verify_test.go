@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +19,7 @@ import (
 	"github.com/holdfast-dr/holdfast/drills"
 	"github.com/holdfast-dr/holdfast/drills/evidence"
 	"github.com/holdfast-dr/holdfast/internal/ledger"
+	"github.com/holdfast-dr/holdfast/internal/seal"
 )
 
 // file is one of a bundle's.
@@ -357,5 +360,55 @@ func TestCutLedgersAreFound(t *testing.T) {
 	}
 	if rep := script(t, n, both, "--from", "2026-10-01", "--to", "2026-11-14"); rep.OK {
 		t.Error("verify.py: a bundle that ends before the period that was asked for holds")
+	}
+}
+
+// The reader's witness must have seen the newest checkpoint; one that it did not
+// see may be of a second history.
+func TestBothVerifiersAskForTheWitness(t *testing.T) {
+	z := zone{ledger.Dir(t.TempDir())}
+	n := newNode(t, "standby", z)
+	skey, _, err := seal.NewSigningKey("auditor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, vkey, err := seal.LoadCosigner(skey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &ledger.Witness{Dir: t.TempDir(), Repository: repository, Trust: n.trust, Signer: signer, Now: func() time.Time { return n.now }}
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
+		body, err := io.ReadAll(q.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		a := w.AddCheckpoint(body)
+		rw.WriteHeader(a.Status)
+		_, _ = rw.Write(a.Body)
+	}))
+	defer server.Close()
+	n.witnesses = must[*ledger.Cosigners](t)(ledger.NewCosigners(map[string]string{server.URL: vkey}))
+	n.open()
+	n.at(begins).plans(drills.Plans{})
+	n.at(period.To).append(ledger.TypeHeartbeat, map[string]string{})
+	n.anchor()
+	seen := n.export()
+	server.Close()
+	n.at(period.To.Add(time.Minute)).append(ledger.TypeHeartbeat, map[string]string{})
+	n.anchor()
+	unseen := n.export()
+	key := must[seal.CosignVerifier](t)(seal.NewCosignVerifier(vkey))
+	for _, tt := range []struct {
+		bundle []byte
+		ok     bool
+	}{{seen, true}, {unseen, false}} {
+		rep := must[evidence.Report](t)(evidence.Verify(t.Context(), bytes.NewReader(tt.bundle), evidence.Options{Trust: n.trust, Schedule: schedule, Witnesses: []seal.CosignVerifier{key}}))
+		other := script(t, n, tt.bundle, "--witness", vkey)
+		if a, b := codes(rep.Faults), codes(other.Faults); rep.OK != tt.ok || !slices.Equal(a, b) {
+			t.Errorf("want ok=%v: Verify %q, verify.py %q", tt.ok, a, b)
+		}
+		if at := rep.Logs[0].Cosigned["auditor"]; tt.ok && !at.Equal(period.To) {
+			t.Errorf("cosigned at %s, want %s", at, period.To)
+		}
 	}
 }

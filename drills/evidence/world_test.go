@@ -70,6 +70,8 @@ type node struct {
 	log    *ledger.Ledger
 	now    time.Time
 	name   string
+
+	witnesses *ledger.Cosigners
 }
 
 func newNode(t testing.TB, name string, z zone) *node {
@@ -97,7 +99,7 @@ func (n *node) open() {
 		}
 	}
 	n.log = must[*ledger.Ledger](n.t)(ledger.Open(ledger.Config{
-		Dir: n.t.TempDir(), Repository: repository, Origin: n.name, Signer: n.signer, Trust: n.trust, Store: n.zone,
+		Dir: n.t.TempDir(), Repository: repository, Origin: n.name, Signer: n.signer, Trust: n.trust, Store: n.zone, Witnesses: n.witnesses,
 		Now: func() time.Time { return n.now }, Host: ledger.Host{Node: n.name}, Software: ledger.Software{Version: "test"},
 	}))
 	n.t.Cleanup(func() { n.log.Close() })

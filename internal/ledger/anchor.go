@@ -91,7 +91,7 @@ func (l *Ledger) anchor(ctx context.Context) (Checkpoint, error) {
 	if err := l.send(ctx, st.Anchored.Size, st.Size); err != nil {
 		return Checkpoint{}, err
 	}
-	c, err := l.sign(st.Size)
+	c, err := l.sign(ctx, st.Size)
 	if err != nil {
 		return Checkpoint{}, err
 	}
@@ -281,8 +281,9 @@ func (l *Ledger) put(ctx context.Context, path string, body []byte) error {
 }
 
 // sign makes the checkpoint of a size, the same bytes at each attempt: they are
-// kept before they are sent, whatever key signs after a restart.
-func (l *Ledger) sign(size int64) (Checkpoint, error) {
+// kept before they are sent, whatever key signs after a restart, and whichever
+// witnesses answered.
+func (l *Ledger) sign(ctx context.Context, size int64) (Checkpoint, error) {
 	if data, err := os.ReadFile(l.state.path("signed")); err == nil {
 		c, err := openCheckpoint(data, l.conf.Repository, l.Origin(), l.conf.Trust)
 		if err == nil && c.Size == size {
@@ -301,6 +302,14 @@ func (l *Ledger) sign(size int64) (Checkpoint, error) {
 	}
 	if _, err := openCheckpoint(c.Signed, l.conf.Repository, l.Origin(), l.conf.Trust); err != nil {
 		return c, fmt.Errorf("own key %s: %w", l.conf.Signer.Name(), err)
+	}
+	own := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.state.ReadHashes(indexes)
+	})
+	if c, err = l.conf.Witnesses.cosign(ctx, c, own, l.conf.Now()); err != nil {
+		return c, err
 	}
 	return c, l.save("signed", c.Signed)
 }

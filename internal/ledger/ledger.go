@@ -30,7 +30,9 @@ type Config struct {
 	Signer note.Signer
 	Trust  seal.Trust // must trust Signer's key with the duty "ledger"
 	Store  Store      // nil: Anchor always fails; entries wait
-	Now    func() time.Time
+	// Witnesses see each checkpoint before the zones do; nil: nobody does.
+	Witnesses *Cosigners
+	Now       func() time.Time
 
 	ConfigHash string // into every envelope
 	Software   Software
