@@ -78,5 +78,15 @@ func TestAWitnessCosignsTheLedgersOfTheNodes(t *testing.T) {
 		}
 		return false
 	})
+	key := "witness/http://" + says.Listen
+	r.hold("db", 2, "incident", "note", "nothing/there", "asked the auditor")
+	r.hold("db", 2, "incident", "note", key, " ")
+	r.hold("db", 0, "incident", "note", key, "asked the auditor", "--by", "on-call")
+	if shown := r.hold("db", 0, "incident", "show", key); !strings.Contains(shown, "by on-call: asked the auditor") {
+		t.Errorf("the incident:\n%s", shown)
+	}
+	await(t, "the note in the ledger", func() bool {
+		return strings.Contains(r.hold("db", 0, "ledger", "show", "--type", "incident"), "incident.note")
+	})
 	verify(4, "unseen.tar")
 }

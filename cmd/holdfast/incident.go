@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/internal/incident"
+	"github.com/holdfast-dr/holdfast/internal/server"
 )
 
 func (e *env) incidentCommand() *cobra.Command {
@@ -31,7 +33,52 @@ func (e *env) incidentCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE:  func(cmd *cobra.Command, args []string) error { return e.showIncident(cmd.Context(), args[0]) },
 	}
-	cmd.AddCommand(list, show)
+	cmd.AddCommand(list, show, e.incidentNoteCommand())
+	return cmd
+}
+
+var opIncidentNote = server.Op[noteIn, incident.Incident]{ID: "incident-note", Method: http.MethodPost, Path: "/v1/incidents/notes", Summary: "Write down what was found, or done, about an incident"}
+
+type noteIn struct {
+	Body struct {
+		Which string `json:"incident" doc:"Its id or key."`
+		By    string `json:"by,omitempty" doc:"A role, never a name."`
+		Text  string `json:"text" maxLength:"1000"`
+	}
+}
+
+// noteIncident keeps a note with the incident, and for good in the ledger.
+func (n *node) noteIncident(ctx context.Context, in noteIn) (incident.Incident, error) {
+	text := strings.TrimSpace(in.Body.Text)
+	if text == "" || len(text) > 1000 {
+		return incident.Incident{}, usage("a note is 1 to 1,000 bytes; this one has %d", len(text))
+	}
+	i, err := n.incidents.Note(in.Body.Which, incident.Note{At: n.now().UTC(), By: in.Body.By, Text: text})
+	if errors.Is(err, incident.ErrUnknown) {
+		return i, &fault{exit: exitUsage, err: err, remedy: "`holdfast incident list --all` shows those there are"}
+	}
+	if err != nil {
+		return i, err
+	}
+	_, err = n.append(asHuman(ctx), "incident.note", map[string]string{"incident": i.Key}, i.Notes[len(i.Notes)-1])
+	return i, err
+}
+
+func (e *env) incidentNoteCommand() *cobra.Command {
+	var in noteIn
+	cmd := &cobra.Command{
+		Use: "note ID|KEY TEXT", Short: "Write down what was found, or done, about an incident", Args: cobra.ExactArgs(2),
+		Long: "The note stands with the incident, and for good in the ledger: write roles and case numbers, no names.",
+		RunE: func(c *cobra.Command, args []string) error {
+			in.Body.Which, in.Body.Text = args[0], args[1]
+			i, err := asks(c.Context(), e, opIncidentNote, in, (*node).noteIncident)
+			if err != nil {
+				return err
+			}
+			return e.print(i, func(w io.Writer) { printIncident(w, i) })
+		},
+	}
+	cmd.Flags().StringVar(&in.Body.By, "by", "", "the `ROLE` that writes it")
 	return cmd
 }
 
@@ -102,5 +149,8 @@ func printIncident(w io.Writer, i incident.Incident) {
 	fmt.Fprintf(w, "  detail      %s\n", strings.ReplaceAll(i.Detail, "\n", "\n              "))
 	if i.Remedy != "" {
 		fmt.Fprintf(w, "  what to do  %s\n", i.Remedy)
+	}
+	for _, n := range i.Notes {
+		fmt.Fprintf(w, "  note        %s%s: %s\n", clock(n.At), after(" by ", n.By), n.Text)
 	}
 }

@@ -81,6 +81,7 @@ func (n *node) serveOps(s *server.Server) {
 		list, err := n.incidents.List()
 		return incidentsDoc{list}, err
 	})
+	server.Serve(s, opIncidentNote, n.noteIncident)
 	server.Serve(s, opZoneProbe, func(ctx context.Context, in probeIn) (probesDocument, error) { return n.probeZones(asHuman(ctx), in) })
 	n.serveKeeping(s)
 	n.serveDrills(s)

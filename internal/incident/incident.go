@@ -36,7 +36,18 @@ type Incident struct {
 	Times    int       `json:"times"`
 	ClosedAt time.Time `json:"closed_at,omitzero"`
 	Closed   string    `json:"closed_by,omitempty"` // what showed that it is over
+	Notes    []Note    `json:"notes,omitempty"`     // what people wrote about it, in order
 }
+
+// Note is what a person did about an incident, or found.
+type Note struct {
+	At   time.Time `json:"at"`
+	By   string    `json:"by,omitempty"` // a role, never a name: the ledger keeps it for good
+	Text string    `json:"text"`
+}
+
+// ErrUnknown means that there is no incident of that id or key.
+var ErrUnknown = errors.New("no such incident on this node")
 
 // Open says whether it is not closed.
 func (i Incident) Open() bool { return i.ClosedAt.IsZero() }
@@ -90,6 +101,24 @@ func (s *Store) Close(key, seen string, now time.Time) (closed *Incident, err er
 		}
 	}
 	return nil, nil
+}
+
+// Note adds a note to the incident with an id, or to the newest with a key; a
+// closed one takes notes as well.
+func (s *Store) Note(which string, n Note) (Incident, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all, err := s.read()
+	if err != nil {
+		return Incident{}, err
+	}
+	for _, i := range all {
+		if i.ID == which || i.Key == which {
+			i.Notes = append(i.Notes, n)
+			return i, s.write(i)
+		}
+	}
+	return Incident{}, fmt.Errorf("incident %q: %w", which, ErrUnknown)
 }
 
 // List gives all incidents, the newest first.
