@@ -70,7 +70,7 @@ func (e *env) drillReportCommand() *cobra.Command {
 			}
 			write, ok := drillFormats[format]
 			if !ok {
-				return usage("--format %s: want text, json, csv, html or pdf", format)
+				return usage("--format %s: want text, json, csv, html, pdf or oscal", format)
 			}
 			w, err := e.open(c.Context())
 			if err != nil {
@@ -92,7 +92,7 @@ func (e *env) drillReportCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&format, "format", "", "text, json, csv, html or pdf (default what --output says)")
+	f.StringVar(&format, "format", "", "text, json, csv, html, pdf or oscal (default what --output says)")
 	f.StringVar(&from, "from", "", "`DAY` or time at which the period begins (default three months before its end)")
 	f.StringVar(&to, "to", "", "`DAY` or time at which it ends, not included (default now)")
 	return cmd
@@ -204,7 +204,7 @@ func (s *spread) whole() *spread {
 var drillFormats = map[string]func(io.Writer, drillReport) error{
 	"text": func(out io.Writer, d drillReport) error { drillReportText(out, d); return nil },
 	"json": func(out io.Writer, d drillReport) error { return printJSON(out, d) },
-	"csv":  drillReportCSV, "html": drillReportHTML, "pdf": drillReportPDF,
+	"csv":  drillReportCSV, "html": drillReportHTML, "pdf": drillReportPDF, "oscal": drillReportOSCAL,
 }
 
 func drillReportText(out io.Writer, d drillReport) {

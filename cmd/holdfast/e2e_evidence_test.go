@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/csv"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,6 +77,23 @@ drills:
 	lines, err := csv.NewReader(strings.NewReader(r.hold("drill", 0, "drill", "report", "--format", "csv"))).ReadAll()
 	if err != nil || len(lines) != 4 || lines[2][5] != drills.Fail {
 		t.Errorf("%q: %v", lines, err)
+	}
+	var oscal struct {
+		Results struct {
+			UUID    string `json:"uuid"`
+			Results []struct {
+				Observations []struct{ UUID, Description string }
+				Findings     []struct {
+					Target struct{ Status struct{ State string } }
+				}
+			}
+		} `json:"assessment-results"`
+	}
+	if err := json.Unmarshal([]byte(r.hold("drill", 0, "drill", "report", "--format", "oscal")), &oscal); err != nil {
+		t.Fatal(err)
+	}
+	if res := oscal.Results.Results; len(oscal.Results.UUID) != 36 || len(res) != 1 || len(res[0].Observations) != 3 || len(res[0].Findings) != 3 || res[0].Findings[0].Target.Status.State != "satisfied" {
+		t.Errorf("OSCAL: %+v", oscal)
 	}
 	r.hold("drill", 2, "drill", "report", "--format", "odt")
 	r.hold("drill", 2, "drill", "report", "--from", "2027-01-01", "--to", "2026-01-01")

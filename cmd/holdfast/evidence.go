@@ -35,7 +35,7 @@ func evidencePeriod(from, to string, now time.Time) (p evidence.Period, err erro
 		return p, err
 	}
 	if p.To.IsZero() {
-		p.To = now
+		p.To = now.Add(time.Second) // whole seconds, and what just happened is in it
 	}
 	if p.From.IsZero() {
 		p.From = p.To.AddDate(0, -3, 0)
