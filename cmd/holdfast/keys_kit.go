@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/hex"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -52,12 +54,12 @@ func (e *env) keysKitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "kit --out FILE", Short: "Make the escrow kit: all that a restore needs on the day when nothing else is left", Args: cobra.NoArgs,
 		Long: "The kit is a tar with this program, a static age, the break-glass script, the format, where the zones\nare and whose signatures count. The data identity is in it only with --identity, sealed by a passphrase;\nelse keep that elsewhere, and both away from the database host. No credentials of the zones are in it.",
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := e.load()
 			if err != nil {
 				return err
 			}
-			doc, err := makeKit(cfg.Repository, out, ageProgram, identity, passphrase)
+			doc, err := makeKit(c.Context(), cfg.Repository, out, ageProgram, identity, passphrase)
 			if err != nil {
 				return err
 			}
@@ -84,13 +86,13 @@ func (e *env) keysKitCommand() *cobra.Command {
 	return cmd
 }
 
-func makeKit(repo configs.Repository, out, ageProgram, identity, passphrase string) (doc kitDoc, err error) {
+func makeKit(ctx context.Context, repo configs.Repository, out, ageProgram, identity, passphrase string) (doc kitDoc, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return doc, fmt.Errorf("finding this program: %w", err)
 	}
 	ageProgram = cmp.Or(ageProgram, filepath.Join(filepath.Dir(self), "age"))
-	if doc.Age, err = staticAge(ageProgram); err != nil {
+	if doc.Age, err = staticAge(ctx, ageProgram); err != nil {
 		return doc, err
 	}
 	files := []kitFile{}
@@ -156,19 +158,20 @@ var ageVersion = regexp.MustCompile(`v?(\d+)\.(\d+)`)
 
 // staticAge wants a program that runs on a machine with nothing installed, and that
 // opens post-quantum identities (age 1.3).
-func staticAge(path string) (version string, err error) {
+func staticAge(ctx context.Context, path string) (version string, err error) {
 	remedy := "`CGO_ENABLED=0 go install filippo.io/age/cmd/age@latest` makes one; name it with --age PROGRAM"
 	f, err := elf.Open(path)
 	if err != nil {
 		return "", failed(remedy, "the kit needs a static age program, and %s is none: %w", path, err)
 	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return "", failed(remedy, "the kit needs a static age program, and %s is linked dynamically", path)
-		}
+	dynamic := slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
+	if err := f.Close(); err != nil {
+		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
-	said, err := exec.Command(path, "--version").CombinedOutput()
+	if dynamic {
+		return "", failed(remedy, "the kit needs a static age program, and %s is linked dynamically", path)
+	}
+	said, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
 	version = strings.TrimSpace(string(said))
 	found := ageVersion.FindStringSubmatch(version)
 	if err != nil || found == nil {
@@ -188,7 +191,7 @@ func sealIdentity(repo configs.Repository, identity, passphrase string) ([]byte,
 	if err != nil {
 		return nil, usage("--identity: %w", err)
 	}
-	if !slicesMeet(public, repo.Recipients) {
+	if !slices.ContainsFunc(public, func(r string) bool { return slices.Contains(repo.Recipients, r) }) {
 		return nil, refused("give the identity whose recipient stands in repository.recipients", "the identity in %s opens nothing of this repository: its recipient is %s", identity, shorten(public[0]))
 	}
 	words, err := os.ReadFile(passphrase)
@@ -218,17 +221,6 @@ func sealIdentity(repo configs.Repository, identity, passphrase string) ([]byte,
 		return nil, fmt.Errorf("sealing the identity: %w", err)
 	}
 	return out.Bytes(), nil
-}
-
-func slicesMeet(a, b []string) bool {
-	for _, x := range a {
-		for _, y := range b {
-			if x == y {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 //go:embed kit_readme.txt.tmpl

@@ -146,12 +146,11 @@ func serveWitness(ctx context.Context, l net.Listener, w *ledger.Witness, cert, 
 		_ = s.Shutdown(stop) // Serve tells
 	})()
 	sdNotify(daemon.SdNotifyReady)
-	err := error(nil)
+	serve := s.Serve
 	if cert != "" {
-		err = s.ServeTLS(l, cert, certKey)
-	} else {
-		err = s.Serve(l)
+		serve = func(l net.Listener) error { return s.ServeTLS(l, cert, certKey) }
 	}
+	err := serve(l)
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
