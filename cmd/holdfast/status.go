@@ -29,6 +29,7 @@ type clusterStatus struct {
 	RTO          measure             `json:"rto"`
 	LastSnapshot *snapshotRef        `json:"last_snapshot,omitempty"`
 	LastProof    *proofRef           `json:"last_proof,omitempty"`
+	Proven       provenDoc           `json:"proven"`
 	Kept         keptDoc             `json:"kept"`
 	Zones        []walZone           `json:"zones"`
 	Holds        []heldRef           `json:"holds"` // in force
@@ -142,6 +143,7 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 		return c, err
 	}
 	c.LastProof, c.RTO.Measured = newestProof(proofs.Bodies())
+	c.Proven = provenOf(snaps.Bodies(), proofs.Bodies(), w.now())
 	holds, err := w.catalog.Holds(ctx, name)
 	if err != nil {
 		return c, err
@@ -255,6 +257,7 @@ func (d statusDoc) text(w io.Writer) {
 		} else {
 			fmt.Fprintln(w, "  last proof     NOT VERIFIED: no drill has passed yet")
 		}
+		fmt.Fprintf(w, "  proven         %s\n", c.Proven.text(c.Kept.Snapshots, d.At))
 		for _, h := range c.Holds {
 			late := ""
 			if h.Overdue {
