@@ -18,8 +18,8 @@ func (p *planner) guard() {
 	if !p.Complete {
 		p.refuse("the listing is not complete: %v", p.Missing)
 	}
-	if p.Unapproved {
-		p.refuse("the policy keeps less than the one before (%s), and that is to be approved: look at what goes, and apply it with --approve %s", strings.Join(p.Change.Shorter, "; "), p.Change.Hash)
+	if p.Unapproved != "" {
+		p.refuse("the policy keeps less than the one before (%s), and that is to be approved: %s", strings.Join(p.Change.Shorter, "; "), p.Unapproved)
 	}
 	latest := slices.MaxFunc(append(p.Snapshots, catalog.Snapshot{}), func(a, b catalog.Snapshot) int { return a.FinishedAt.Compare(b.FinishedAt) })
 	seen := latest.FinishedAt

@@ -14,6 +14,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/holdfast-dr/holdfast/internal/approval"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -57,9 +58,11 @@ type Keeper struct {
 	IntentAge time.Duration
 	MaxShare  float64
 	// ApproveShorter refuses plans by a policy that keeps less than the one applied
-	// last, until Approved is the hash of the change.
+	// last, until the change is approved: by approvers' signatures on the Board, or,
+	// where that asks nobody, when Approved is its hash.
 	ApproveShorter bool
 	Approved       string
+	Board          *approval.Board
 }
 
 // state is what a Keeper remembers.
@@ -113,9 +116,22 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 	if in.Change, err = k.change(in, st.Policy); err != nil {
 		return Plan{}, err
 	}
-	in.Unapproved = in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 && in.Change.Hash != k.Approved
+	if in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 {
+		ok, standing, err := k.approved(ctx, in.Change.Hash)
+		if err != nil {
+			return Plan{}, err
+		}
+		in.Change.Approvals, in.Unapproved = standing.Given, ""
+		if !ok {
+			in.Unapproved = how(standing, "look at what goes, and apply it with --approve "+in.Change.Hash)
+		}
+	}
 	in.Force = force
-	return MakePlan(in)
+	p, err := MakePlan(in)
+	if err == nil && in.Unapproved != "" {
+		p.Pending = append(p.Pending, in.Change.pending())
+	}
+	return p, err
 }
 
 // Gather reads all that a plan follows from.

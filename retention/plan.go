@@ -38,7 +38,7 @@ type Inputs struct {
 	Force     bool          // whatever MaxShare says
 
 	Change     *Change // of the policy since the last plan was carried out
-	Unapproved bool    // and it must be approved first
+	Unapproved string  // how it is to be approved first; "": it need not be, or is
 
 	spared []string // marked snapshots on which a hold ended less than a grace ago
 }
@@ -63,6 +63,8 @@ type Plan struct {
 	Refused []string `json:"refused"`
 	Forced  bool     `json:"forced,omitempty"`
 	Change  *Change  `json:"policy_change,omitempty"` // since the last plan that was carried out
+	// Pending are the plans that must be approved before more of this may be done.
+	Pending []Pending `json:"-"`
 }
 
 // Decision is about one snapshot.

@@ -73,7 +73,7 @@ func (w *world) keeper(cluster string) (*retention.Keeper, error) {
 		Cluster: cluster, Policy: policyOf(c.Retention), Catalog: w.catalog, Store: w.vault.Writer(), Remover: w.vault.Remover(),
 		Signer: w.signer, Index: w.index, State: w.state("retention-" + cluster + ".json"), Now: w.now,
 	}
-	k.ApproveShorter = c.Retention.Approve
+	k.ApproveShorter, k.Board = c.Retention.Approve, w.board()
 	if w.holder != nil {
 		k.Ledger = keepLedger{w.holder.node}
 	}
@@ -108,10 +108,10 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 		return nil, err
 	}
 	n.tellPlan(ctx, out.Plan)
-	if err := out.Plan.Err(); err != nil {
-		if o.Human {
-			return nil, refused("look at `holdfast retention plan "+o.Cluster+"`; --force carries out a plan that only removes more than its share", "%w", err)
-		}
+	if err := n.ask(ctx, o.Cluster, out.Plan.Pending); err != nil {
+		return nil, err
+	}
+	if len(out.Plan.Refused) > 0 { // who asked reads why in the plan
 		return out, nil
 	}
 	mark, err := k.Apply(ctx, out.Plan)
@@ -227,7 +227,7 @@ func (e *env) applyRetention(ctx context.Context, in retentionIn) error {
 		return fmt.Errorf("reading what retention did: %w", err)
 	}
 	if len(doc.Plan.Refused) > 0 {
-		return refused("look at `holdfast retention plan "+cluster+"`", "%w: %s", retention.ErrRefused, strings.Join(doc.Plan.Refused, "; "))
+		return refused("look at `holdfast retention plan "+cluster+"`; --force carries out a plan that only removes more than its share", "%w", doc.Plan.Err())
 	}
 	return e.print(doc, func(out io.Writer) {
 		if doc.Mark == "" {

@@ -82,6 +82,7 @@ func (n *node) serveOps(s *server.Server) {
 		return incidentsDoc{list}, err
 	})
 	server.Serve(s, opZoneProbe, func(ctx context.Context, in probeIn) (probesDocument, error) { return n.probeZones(asHuman(ctx), in) })
+	server.Serve(s, opApprove, n.approve)
 	n.serveKeeping(s)
 	n.serveDrills(s)
 }

@@ -118,7 +118,7 @@ func (e *env) addCommands(root *cobra.Command) {
 		e.daemonCommand(), e.lineageCommand(), e.statusCommand(),
 		e.snapshotCommand(), e.walCommand(),
 		e.restoreCommand(),
-		e.retentionCommand(), e.holdCommand(),
+		e.retentionCommand(), e.holdCommand(), e.approveCommand(),
 		e.projectCommand(), e.purgeCommand(),
 		e.drillCommand(), e.ledgerCommand(),
 		e.incidentCommand(), e.catalogCommand(), e.versionCommand(),

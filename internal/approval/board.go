@@ -67,6 +67,8 @@ func (w Waiting) Rule() (Rule, error) {
 // ErrNoPlan means that no plan with that hash waits.
 var ErrNoPlan = errors.New("no such plan waits for approval")
 
+var errUnsigned = errors.New("no approver signed it")
+
 var hashRE = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Ask has a plan wait: it is in the quorum when it returns. Asking again for the same
@@ -136,7 +138,7 @@ func (b *Board) Standing(ctx context.Context, hash string) (Standing, error) {
 	s := Standing{Hash: hash, Needed: b.Rule.Needed, Given: []Given{}}
 	latest := map[string]Given{}
 	err := b.each(ctx, ApprovalsDir, hash, func(data []byte) error {
-		refused := errors.New("no approver signed it")
+		refused := errUnsigned
 		for _, vkey := range b.Rule.Approvers {
 			g, err := b.Rule.open(data, hash, vkey)
 			if err != nil {
@@ -172,6 +174,21 @@ func (b *Board) Check(data []byte, hash string) (Given, bool) {
 		}
 	}
 	return Given{}, false
+}
+
+// Signed refuses what no approver of the rule signed.
+func (b *Board) Signed(data []byte) error {
+	_, body := seal.PeekNote(data)
+	var a Approval
+	if err := json.Unmarshal(body, &a); err != nil {
+		return fmt.Errorf("reading an approval: %w", err)
+	}
+	for _, vkey := range b.Rule.Approvers {
+		if _, err := b.Rule.open(data, a.PlanHash, vkey); err == nil {
+			return nil
+		}
+	}
+	return errUnsigned
 }
 
 // Give puts an approval into the quorum.
