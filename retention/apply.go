@@ -56,7 +56,7 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 		}
 	}
 	if len(m.Snapshots)+len(m.WAL) > 0 {
-		if err := k.mark(ctx, m); err != nil {
+		if err := k.mark(ctx, m, p.early()); err != nil {
 			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
 		}
 		mark = m
@@ -139,7 +139,22 @@ type removal struct {
 	Removed   int               `json:"objects_removed,omitempty"`
 	Kept      int               `json:"objects_kept,omitempty"` // that other snapshots need: another result tells when they went
 	Zones     map[string]string `json:"zones,omitempty"`        // when each was listed and showed nothing of it
+	Early     *stoodOn          `json:"purge_early,omitempty"`  // the approved plan of an early removal
 	Ended     []ended           `json:"ended,omitempty"`        // marks of slices that are done since the last day's entry
+}
+
+// stoodOn is an approved plan, and the approvals that it stood on.
+type stoodOn struct {
+	Hash      string           `json:"plan_hash"`
+	Approvals []approval.Given `json:"approvals"` // none where a person's word was enough
+}
+
+// early is the approved plan of an early removal that p carries out.
+func (p Plan) early() *stoodOn {
+	if p.Early == nil || !p.Early.Approved {
+		return nil
+	}
+	return &stoodOn{p.Early.Hash, p.Early.Standing.Given}
 }
 
 func (k *Keeper) subject(m catalog.Forgotten) map[string]string {
@@ -147,8 +162,8 @@ func (k *Keeper) subject(m catalog.Forgotten) map[string]string {
 }
 
 // mark tells the ledger first, then the zones.
-func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten) error {
-	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL)}
+func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten, early *stoodOn) error {
+	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL), Early: early}
 	if _, err := k.Ledger.AppendAnchored(ctx, entryIntent, k.subject(m), body); err != nil {
 		return fmt.Errorf("the ledger must hold the intent first: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 // The kinds of plans that are approved.
 const (
 	PlanChange = "policy-change" // a policy that keeps less
+	PlanEarly  = "purge-early"   // what holds deleted projects, ahead of retention
 )
 
 // Pending is a plan that may be carried out once it is approved. Effect is what it comes

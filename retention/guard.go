@@ -45,7 +45,7 @@ func (p *planner) checkShare() {
 	}
 	gone := 0
 	for _, d := range p.plan.Snapshots {
-		if !d.Keep {
+		if !d.Keep && !p.aside[d.ID] { // those were approved one by one
 			gone++
 		}
 	}

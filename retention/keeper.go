@@ -63,6 +63,7 @@ type Keeper struct {
 	ApproveShorter bool
 	Approved       string
 	Board          *approval.Board
+	Early          *Early // nil: what holds deleted projects ages
 }
 
 // state is what a Keeper remembers.
@@ -126,10 +127,19 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 			in.Unapproved = how(standing, "look at what goes, and apply it with --approve "+in.Change.Hash)
 		}
 	}
+	if err := k.gatherEarly(ctx, &in); err != nil {
+		return Plan{}, fmt.Errorf("looking for what holds deleted projects: %w", err)
+	}
+	if in.Early, err = k.planEarly(ctx, in); err != nil {
+		return Plan{}, err
+	}
 	in.Force = force
 	p, err := MakePlan(in)
 	if err == nil && in.Unapproved != "" {
 		p.Pending = append(p.Pending, in.Change.pending())
+	}
+	if e := in.Early; err == nil && e != nil && e.Hash != "" && !e.Approved {
+		p.Pending = append(p.Pending, e.pending())
 	}
 	return p, err
 }

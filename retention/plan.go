@@ -40,6 +40,9 @@ type Inputs struct {
 	Change     *Change // of the policy since the last plan was carried out
 	Unapproved string  // how it is to be approved first; "": it need not be, or is
 
+	Due   map[string]due // snapshots that hold deleted projects whose deadlines come before their end
+	Early *EarlyPurge    // how the removal of these stands
+
 	spared []string // marked snapshots on which a hold ended less than a grace ago
 }
 
@@ -60,9 +63,10 @@ type Plan struct {
 	Window       Window         `json:"window"`
 	OverRetained []OverRetained `json:"over_retained"`
 	// Refused says why the plan must not be carried out; empty: it may.
-	Refused []string `json:"refused"`
-	Forced  bool     `json:"forced,omitempty"`
-	Change  *Change  `json:"policy_change,omitempty"` // since the last plan that was carried out
+	Refused []string    `json:"refused"`
+	Forced  bool        `json:"forced,omitempty"`
+	Change  *Change     `json:"policy_change,omitempty"` // since the last plan that was carried out
+	Early   *EarlyPurge `json:"purge_early,omitempty"`
 	// Pending are the plans that must be approved before more of this may be done.
 	Pending []Pending `json:"-"`
 }
@@ -115,12 +119,13 @@ func MakePlan(in Inputs) (Plan, error) {
 	p := newPlanner(in)
 	p.plan = Plan{
 		Cluster: in.Cluster, Now: p.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
-		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change,
+		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change, Early: in.Early,
 	}
 	p.guard()
 	if len(p.plan.Refused) > 0 {
 		p.keepAll("the plan is refused")
 	}
+	p.setAside()
 	p.keepNewest()
 	p.keepFloor()
 	p.keepWindow()
@@ -147,6 +152,8 @@ type planner struct {
 	why   map[string][]string // reasons to keep, by snapshot
 	must  map[string]bool     // kept beyond the ceiling as well
 	held  map[string][]string // ids of holds, by snapshot
+	aside map[string]bool     // what an approved early removal lets go
+	firm  map[string][]string // reasons that it never sets aside
 	bases []base              // what the window begins at
 	spans []span              // what holds need of the WAL
 
@@ -161,7 +168,7 @@ func newPlanner(in Inputs) *planner {
 	in.Snapshots = slices.Clone(in.Snapshots)
 	slices.SortStableFunc(in.Snapshots, older)
 	return &planner{
-		Inputs: in, why: map[string][]string{}, must: map[string]bool{}, held: map[string][]string{},
+		Inputs: in, why: map[string][]string{}, must: map[string]bool{}, held: map[string][]string{}, aside: map[string]bool{},
 		timelines: map[string][]uint32{}, systems: map[int]string{},
 	}
 }
@@ -188,7 +195,7 @@ func (p *planner) keepAll(why string) {
 // good are the snapshots that count as backups (C-21), of a kind.
 func (p *planner) good(kind string) (list []catalog.Snapshot) {
 	for _, s := range p.Snapshots {
-		if !s.Suspect && s.Kind == kind {
+		if !s.Suspect && s.Kind == kind && !p.aside[s.ID] {
 			list = append(list, s)
 		}
 	}
@@ -235,6 +242,9 @@ func (p *planner) keepNewest() {
 
 func (p *planner) keepFloor() {
 	for _, s := range p.Snapshots {
+		if p.aside[s.ID] {
+			continue
+		}
 		if p.Policy.zero() {
 			p.insist(s.ID, "the policy sets no end")
 		} else if age := p.Now.Sub(s.FinishedAt); age < p.Policy.Floor() {
@@ -282,11 +292,14 @@ func (p *planner) decide() {
 			d.Keep, d.Reasons = false, []string{"keep_at_most " + short(limit)}
 		case d.Keep && over:
 			p.over(s, d)
+		case !d.Keep && p.aside[s.ID]:
+			d.Reasons = []string{"it holds the project of purge " + strings.Join(p.Due[s.ID].Purges, ", ") + ", which is due before it: approved plan " + p.Early.Hash}
 		case !d.Keep && s.Suspect:
 			d.Reasons = []string{"suspect, and older than keep_at_least"}
 		case !d.Keep:
 			d.Reasons = []string{"no rule keeps it"}
 		}
+		p.tellDue(d)
 		p.plan.Snapshots = append(p.plan.Snapshots, d)
 	}
 }

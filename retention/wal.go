@@ -124,6 +124,9 @@ func (p *planner) keepWindow() {
 	since := p.Now.Add(-p.Policy.Window)
 	var systems []string
 	for _, s := range p.Snapshots {
+		if p.aside[s.ID] {
+			continue
+		}
 		if p.Policy.Window > 0 && s.FinishedAt.After(since) {
 			p.insist(s.ID, "in the window of %s", short(p.Policy.Window))
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/holdfast-dr/holdfast/internal/approval"
 	"github.com/holdfast-dr/holdfast/retention"
@@ -12,6 +13,7 @@ import (
 // nextText is what happens to a plan that has its approvals, by kind.
 var nextText = map[string]string{
 	retention.PlanChange: "the daemon carries the policy out when it looks next, `holdfast retention apply` at once",
+	retention.PlanEarly:  "the daemon marks what goes when it looks next, `holdfast retention apply` at once; the objects go after the grace",
 }
 
 // doesText says what a plan would do, by its hashed words alone: what the node that asks
@@ -27,6 +29,8 @@ func doesText(w approval.Waiting) ([]string, error) {
 	switch about.Kind {
 	case retention.PlanChange:
 		return words(w, changeWords)
+	case retention.PlanEarly:
+		return words(w, earlyWords)
 	}
 	return nil, failed("use a newer holdfast", "plan %s is a %q, which this version does not know", w.PlanHash, about.Kind)
 }
@@ -52,4 +56,8 @@ func changeWords(p retention.ChangePlan) ([]string, error) {
 	}
 	return append(out, fmt.Sprintf("then: window %s, keep_at_least %s, keep_at_most %s, hourly %d, daily %d, weekly %d, monthly %d, yearly %d (%s)",
 		p.After.Window, p.After.KeepAtLeast, p.After.KeepAtMost, p.After.Hourly, p.After.Daily, p.After.Weekly, p.After.Monthly, p.After.Yearly, p.After.TimeZone)), nil
+}
+
+func earlyWords(p retention.EarlyPlan) ([]string, error) {
+	return append([]string{"snapshots and WAL that hold deleted projects (purge " + strings.Join(p.Purges, ", ") + ") are removed ahead of retention"}, earlyPlanLines(p)...), nil
 }

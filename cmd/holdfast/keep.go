@@ -74,6 +74,9 @@ func (w *world) keeper(cluster string) (*retention.Keeper, error) {
 		Signer: w.signer, Index: w.index, State: w.state("retention-" + cluster + ".json"), Now: w.now,
 	}
 	k.ApproveShorter, k.Board = c.Retention.Approve, w.board()
+	if p := c.Projects; p != nil && p.Purge.Early {
+		k.Early = &retention.Early{Grace: p.Purge.Grace.Std()}
+	}
 	if w.holder != nil {
 		k.Ledger = keepLedger{w.holder.node}
 	}
@@ -108,6 +111,7 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 		return nil, err
 	}
 	n.tellPlan(ctx, out.Plan)
+	n.helpEarly(ctx, out.Plan)
 	if err := n.ask(ctx, o.Cluster, out.Plan.Pending); err != nil {
 		return nil, err
 	}
@@ -171,7 +175,7 @@ func (n *node) tellPlan(ctx context.Context, p retention.Plan) {
 	}
 	first := p.OverRetained[0]
 	n.raise(ctx, incident.Incident{
-		Key: key, Cluster: p.Cluster, Severity: "warning", Title: fmt.Sprintf("%d snapshots of %s stay beyond their ceiling", len(p.OverRetained), p.Cluster),
+		Key: key, Cluster: p.Cluster, Severity: "warning", Title: fmt.Sprintf("%d snapshots of %s stay beyond their ceiling, or hold a deleted project too long", len(p.OverRetained), p.Cluster),
 		Detail: fmt.Sprintf("%s since %s: %s", first.ID, clock(first.Since), strings.Join(first.Because, "; ")),
 		Remedy: "it needs: " + strings.Join(first.Needs, ", "),
 	})
@@ -211,7 +215,7 @@ func (e *env) retentionCommand() *cobra.Command {
 		return e.applyRetention(c.Context(), retentionIn{args[0], force, approve})
 	}}
 	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
-	apply.Flags().StringVar(&approve, "approve", "", "the `HASH` of a change of the policy that keeps less, as the plan shows it")
+	apply.Flags().StringVar(&approve, "approve", "", "the `HASH` of a change of the policy that keeps less, or of an early removal, as the plan shows it")
 	cmd.AddCommand(plan, apply, e.simulateCommand(), e.reportCommand())
 	return cmd
 }
@@ -266,6 +270,9 @@ func retentionText(out io.Writer, p retention.Plan) {
 			fmt.Fprintln(out, "  it keeps less:", s)
 		}
 		fmt.Fprintf(out, "  because of it go now: %s, %s of WAL %s\n", count(len(c.Goes), "snapshot"), count(c.WAL, "file"), strings.Join(c.Goes, " "))
+	}
+	if p.Early != nil {
+		earlyText(out, *p.Early, p.Cluster)
 	}
 	for _, o := range p.OverRetained {
 		fmt.Fprintf(out, "OVER-RETAINED %s since %s: %s; needs %s\n", o.ID, clock(o.Since), strings.Join(o.Because, "; "), strings.Join(o.Needs, ", "))

@@ -188,6 +188,9 @@ func purgeText(out io.Writer, p retention.Purge) {
 	for _, h := range p.SuspendedBy {
 		fmt.Fprintln(out, "  SUSPENDED by", h)
 	}
+	if p.Early != nil {
+		earlyText(out, *p.Early, p.Cluster)
+	}
 	if p.Reappeared {
 		fmt.Fprintln(out, "  the project's key is in use again in live")
 	}

@@ -177,6 +177,9 @@ func (r *reporter) ledgers(ctx context.Context) error {
 		return err
 	}
 	byMark := map[string]*deletionDoc{}
+	if err := r.letGoEarly(entries); err != nil {
+		return err
+	}
 	for _, e := range entries {
 		if e.Subject["cluster"] != r.conf.Name {
 			continue
@@ -202,6 +205,23 @@ func (r *reporter) ledgers(ctx context.Context) error {
 	return r.deletions(ctx, byMark)
 }
 
+// letGoEarly takes what approved plans let go for what need not be there.
+func (r *reporter) letGoEarly(entries []ledger.Record) error {
+	for _, e := range entries {
+		if e.Type != ledger.TypeRemovalIntent || e.Subject["cluster"] != r.conf.Name {
+			continue
+		}
+		var b removalEntry
+		if err := json.Unmarshal(e.Body, &b); err != nil {
+			return fmt.Errorf("reading entry %d of ledger %s: %w", e.Index, e.Origin, err)
+		}
+		for _, id := range b.Snapshots {
+			r.doc.present[id] = r.doc.present[id] || b.Early != nil
+		}
+	}
+	return nil
+}
+
 // taken finds a snapshot that the ledger has, within the floor, and no zone.
 func (r *reporter) taken(e ledger.Record) {
 	id := e.Subject["snapshot"]
@@ -218,7 +238,10 @@ type removalEntry struct {
 	WAL       int               `json:"wal_stretches"`
 	Removed   int               `json:"objects_removed"`
 	Zones     map[string]string `json:"zones"`
-	Ended     []struct {
+	Early     *struct {
+		Hash string `json:"plan_hash"`
+	} `json:"purge_early"`
+	Ended []struct {
 		Mark    string            `json:"mark"`
 		Removed int               `json:"objects_removed"`
 		Zones   map[string]string `json:"zones"`
