@@ -93,7 +93,8 @@ func TestADrillIsMadeForWhatIsTheNewestProven(t *testing.T) {
 	}
 	defer queue.Close()
 	cfg := &configs.Config{Drills: []configs.Drill{
-		{Name: "newest", Cluster: "cms", Environment: "beside", Select: "latest"}, {Name: "any", Cluster: "cms", Environment: "beside", Select: "random"},
+		{Name: "newest", Cluster: "cms", Environment: "beside", Select: "latest"},
+		{Name: "any", Cluster: "cms", Environment: "beside", Select: "random"},
 		{Name: "another", Cluster: "crm", Environment: "beside", Select: "latest"},
 	}}
 	n := &node{world: &world{cfg: cfg, log: zap.NewNop()}, runner: &scheduler.Runner{Queue: queue}}
