@@ -55,6 +55,9 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 			addReasons(&m, d.Reasons)
 		}
 	}
+	if !p.RetiredAt.IsZero() && !slices.ContainsFunc(p.WAL, func(d WALDecision) bool { return d.Keep }) {
+		m.WAL = everything(m.WAL)
+	}
 	if len(m.Snapshots)+len(m.WAL) > 0 {
 		if err := k.mark(ctx, m, p.early()); err != nil {
 			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)

@@ -9,8 +9,9 @@ import (
 
 // The kinds of plans that are approved.
 const (
-	PlanChange = "policy-change" // a policy that keeps less
-	PlanEarly  = "purge-early"   // what holds deleted projects, ahead of retention
+	PlanChange = "policy-change"  // a policy that keeps less
+	PlanEarly  = "purge-early"    // what holds deleted projects, ahead of retention
+	PlanRetire = "cluster-retire" // all of a cluster
 )
 
 // Pending is a plan that may be carried out once it is approved. Effect is what it comes

@@ -86,7 +86,7 @@ func (k *Keeper) openPurges(ctx context.Context, in *Inputs) (list []openPurge, 
 
 // gatherEarly finds the snapshots that hold deleted projects whose deadlines come first.
 func (k *Keeper) gatherEarly(ctx context.Context, in *Inputs) error {
-	if k.Early == nil {
+	if k.Early == nil || !in.RetiredAt.IsZero() {
 		return nil
 	}
 	purges, err := k.openPurges(ctx, in)

@@ -32,6 +32,9 @@ func (p *planner) guard() {
 	if p.Now.Before(seen.Add(-clockMargin)) {
 		p.refuse("the clock went back: it is %s, and %s was seen already; set the clock", stamp(p.Now), stamp(seen))
 	}
+	if p.retired() {
+		return // nothing newer is to come
+	}
 	if jump := max(7*24*time.Hour, p.Policy.KeepAtMost/4); p.Now.Sub(seen) > jump {
 		p.refuse("the clock may have jumped: it is %s, and nothing newer than %s was seen; set the clock, or take a snapshot first", stamp(p.Now), stamp(seen))
 	}
@@ -49,7 +52,7 @@ func (p *planner) checkShare() {
 			gone++
 		}
 	}
-	if gone >= 2 && float64(gone) > share*float64(len(p.plan.Snapshots)) && !p.Force {
+	if gone >= 2 && float64(gone) > share*float64(len(p.plan.Snapshots)) && !p.Force && !p.retired() {
 		p.refuse("it removes %d of %d snapshots, more than %.0f %%: look at it, and force it if it is meant", gone, len(p.plan.Snapshots), share*100)
 	}
 }

@@ -63,6 +63,7 @@ type Keeper struct {
 	ApproveShorter bool
 	Approved       string
 	Board          *approval.Board
+	Confirmed      bool   // a person typed the cluster's name: see Retire
 	Early          *Early // nil: what holds deleted projects ages
 }
 
@@ -114,8 +115,10 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if in.Change, err = k.change(in, st.Policy); err != nil {
-		return Plan{}, err
+	if in.RetiredAt.IsZero() { // a policy that keeps nothing any more has no terms
+		if in.Change, err = k.change(in, st.Policy); err != nil {
+			return Plan{}, err
+		}
 	}
 	if in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 {
 		ok, standing, err := k.approved(ctx, in.Change.Hash)
@@ -194,6 +197,9 @@ func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 	incomplete(&in, "marks", marks)
 	incomplete(&in, "proofs", proofs)
 	if err := k.gatherHolds(ctx, &in); err != nil {
+		return in, err
+	}
+	if err := k.gatherRetired(ctx, &in); err != nil {
 		return in, err
 	}
 	return in, k.gatherWAL(ctx, &in)

@@ -40,6 +40,8 @@ type Inputs struct {
 	Change     *Change // of the policy since the last plan was carried out
 	Unapproved string  // how it is to be approved first; "": it need not be, or is
 
+	RetiredAt time.Time // the cluster's end; zero: it is protected
+
 	Due   map[string]due // snapshots that hold deleted projects whose deadlines come before their end
 	Early *EarlyPurge    // how the removal of these stands
 
@@ -67,6 +69,8 @@ type Plan struct {
 	Forced  bool        `json:"forced,omitempty"`
 	Change  *Change     `json:"policy_change,omitempty"` // since the last plan that was carried out
 	Early   *EarlyPurge `json:"purge_early,omitempty"`
+	// RetiredAt is when the cluster was retired; zero: it is protected.
+	RetiredAt time.Time `json:"retired_at,omitzero"`
 	// Pending are the plans that must be approved before more of this may be done.
 	Pending []Pending `json:"-"`
 }
@@ -119,17 +123,19 @@ func MakePlan(in Inputs) (Plan, error) {
 	p := newPlanner(in)
 	p.plan = Plan{
 		Cluster: in.Cluster, Now: p.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
-		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change, Early: in.Early,
+		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change, Early: in.Early, RetiredAt: in.RetiredAt,
 	}
 	p.guard()
 	if len(p.plan.Refused) > 0 {
 		p.keepAll("the plan is refused")
 	}
 	p.setAside()
-	p.keepNewest()
-	p.keepFloor()
-	p.keepWindow()
-	p.keepTiers()
+	if !p.retired() {
+		p.keepNewest()
+		p.keepFloor()
+		p.keepWindow()
+		p.keepTiers()
+	}
 	p.keepHolds()
 	p.keepBuiltOn()
 	p.decide()
@@ -294,6 +300,8 @@ func (p *planner) decide() {
 			p.over(s, d)
 		case !d.Keep && p.aside[s.ID]:
 			d.Reasons = []string{"it holds the project of purge " + strings.Join(p.Due[s.ID].Purges, ", ") + ", which is due before it: approved plan " + p.Early.Hash}
+		case !d.Keep && p.retired():
+			d.Reasons = []string{"the cluster is retired"}
 		case !d.Keep && s.Suspect:
 			d.Reasons = []string{"suspect, and older than keep_at_least"}
 		case !d.Keep:
@@ -336,7 +344,7 @@ func (p *planner) alive(in catalog.Intent) bool {
 func (p *planner) judgeIntents() {
 	for _, in := range p.Intents {
 		d := Decision{ID: in.ID, At: in.StartedAt.UTC(), Keep: true, Reasons: []string{"may be running"}}
-		if len(p.plan.Refused) == 0 && !p.Policy.zero() && !p.alive(in) {
+		if len(p.plan.Refused) == 0 && (!p.Policy.zero() || p.retired()) && !p.alive(in) {
 			d.Keep, d.Reasons = false, []string{"was begun and never committed"}
 		}
 		p.plan.Garbage = append(p.plan.Garbage, d)

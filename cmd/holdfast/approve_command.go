@@ -1,14 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/note"
@@ -84,12 +81,11 @@ func (e *env) confirmPlan(plan approval.Waiting, does []string, yes bool) error 
 	if yes {
 		return nil
 	}
-	fmt.Fprint(e.err, "Type yes to approve it: ")
-	line, err := bufio.NewReader(e.in).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
+	line, err := e.typed("Type yes to approve it: ")
+	if err != nil {
 		return err
 	}
-	if strings.TrimSpace(line) != "yes" {
+	if line != "yes" {
 		return refused("type yes, or give --yes", "approving plan %s: it was not confirmed", plan.PlanHash)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 var nextText = map[string]string{
 	retention.PlanChange: "the daemon carries the policy out when it looks next, `holdfast retention apply` at once",
 	retention.PlanEarly:  "the daemon marks what goes when it looks next, `holdfast retention apply` at once; the objects go after the grace",
+	retention.PlanRetire: "`holdfast cluster retire` carries it out",
 }
 
 // doesText says what a plan would do, by its hashed words alone: what the node that asks
@@ -31,6 +32,8 @@ func doesText(w approval.Waiting) ([]string, error) {
 		return words(w, changeWords)
 	case retention.PlanEarly:
 		return words(w, earlyWords)
+	case retention.PlanRetire:
+		return words(w, func(p retention.RetirePlan) ([]string, error) { return retireLines(p), nil })
 	}
 	return nil, failed("use a newer holdfast", "plan %s is a %q, which this version does not know", w.PlanHash, about.Kind)
 }

@@ -110,6 +110,9 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 	if out.Plan, err = k.Plan(ctx, o.Force); err != nil {
 		return nil, err
 	}
+	if !out.Plan.RetiredAt.IsZero() {
+		n.endArchiving(ctx, o.Cluster)
+	}
 	n.tellPlan(ctx, out.Plan)
 	n.helpEarly(ctx, out.Plan)
 	if err := n.ask(ctx, o.Cluster, out.Plan.Pending); err != nil {
@@ -195,6 +198,13 @@ func (n *node) serveKeeping(s *server.Server) {
 			return jobRef{}, err
 		}
 		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force, Approve: in.Approve}, nil))
+	})
+	server.Serve(s, opRetirePlan, n.retirePlan)
+	server.Serve(s, opRetire, func(ctx context.Context, in retireIn) (jobRef, error) {
+		if err := n.mayRetire(asHuman(ctx), in); err != nil {
+			return jobRef{}, err
+		}
+		return answerOrder(n.run(ctx, jobRetire, in.Cluster, order{Cluster: in.Cluster, Human: true, Typed: in.Typed}, nil))
 	})
 	n.serveHolds(s)
 	n.serveProjects(s)
@@ -293,12 +303,12 @@ func verb(keep bool) string {
 func keepFault(err error) error {
 	switch {
 	case errors.Is(err, retention.ErrConfirm):
-		return &fault{exit: exitRefused, err: err, remedy: "type the project's id or name, or give --yes"}
+		return &fault{exit: exitRefused, err: err, remedy: "type the name that was asked for, or give --yes or --confirm NAME"}
 	case errors.Is(err, retention.ErrOnHold):
 		return &fault{exit: exitRefused, err: err, remedy: "`holdfast hold list` shows it; it forbids this until `holdfast hold release ID`"}
 	case errors.Is(err, retention.ErrSimulate):
 		return &fault{exit: exitRefused, err: err, remedy: "`holdfast zone list` shows which zones are away; --from-nothing begins without them"}
-	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold):
+	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold), errors.Is(err, retention.ErrUnapproved):
 		return &fault{exit: exitRefused, err: err}
 	}
 	return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,6 +71,9 @@ func (n *node) serveOps(s *server.Server) {
 	server.Serve(s, opSnapshotTake, func(ctx context.Context, in takeIn) (jobRef, error) {
 		if _, err := n.live(in.Cluster); err != nil {
 			return jobRef{}, err
+		}
+		if gone, err := n.retired(ctx, in.Cluster); err != nil || gone {
+			return jobRef{}, cmp.Or(err, error(errRetired))
 		}
 		return answerOrder(n.run(ctx, jobSnapshot, in.Cluster, order{Cluster: in.Cluster, Human: true, Full: in.Full}, nil))
 	})

@@ -115,7 +115,7 @@ func (e *env) root() *cobra.Command {
 func (e *env) addCommands(root *cobra.Command) {
 	root.AddCommand(
 		e.initCommand(), e.checkCommand(), e.configCommand(), e.keysCommand(), e.zoneCommand(),
-		e.daemonCommand(), e.lineageCommand(), e.statusCommand(),
+		e.daemonCommand(), e.lineageCommand(), e.clusterCommand(), e.statusCommand(),
 		e.snapshotCommand(), e.walCommand(),
 		e.restoreCommand(),
 		e.retentionCommand(), e.holdCommand(), e.approveCommand(),

@@ -34,7 +34,7 @@ func (w *world) scrubRefs(ctx context.Context, ends lockEnds, known knownRefs) (
 			return nil, nil, err
 		}
 	}
-	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.CertificateDir, catalog.ProofsDir, approval.PlansDir} {
+	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.RetiredDir, catalog.CertificateDir, catalog.ProofsDir, approval.PlansDir} {
 		if err := all.add(w.noteRefs(ctx, prefix, func(string) bool { return false }, known)); err != nil {
 			return nil, nil, err
 		}

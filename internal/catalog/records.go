@@ -34,7 +34,7 @@ type Duty string
 const (
 	DutySnapshot  Duty = "snapshot"  // intents, snapshots, forgotten marks, plans that wait
 	DutyWAL       Duty = "wal"       // lineages and WAL notes
-	DutyTombstone Duty = "tombstone" // tombstones, absences, statements, certificates, holds
+	DutyTombstone Duty = "tombstone" // tombstones, absences, statements, certificates, holds, ends of clusters
 	DutyLedger    Duty = "ledger"    // checkpoints, proofs, probes
 	// DutyApproval is no node's: it is of the keys of approvals.approvers.
 	DutyApproval Duty = "approval"
@@ -47,7 +47,7 @@ func DutyOf(kind string) Duty {
 		return DutySnapshot
 	case KindLineage, KindWAL:
 		return DutyWAL
-	case KindTombstone, KindAbsent, KindStatement, KindCertificate, KindHold, KindReleased:
+	case KindTombstone, KindAbsent, KindStatement, KindCertificate, KindHold, KindReleased, KindRetired:
 		return DutyTombstone
 	case KindApproval:
 		return DutyApproval
