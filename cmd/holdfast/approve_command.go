@@ -72,10 +72,10 @@ func (e *env) confirmPlan(plan approval.Waiting, does []string, yes bool) error 
 	if e.output == "text" {
 		fmt.Fprintf(e.out, "plan %s: %s of cluster %s, asked for by node %s %s\n", plan.PlanHash, plan.What, plan.Cluster, plan.Node, clock(plan.AskedAt))
 		for _, line := range does {
-			fmt.Fprintln(e.out, " ", line)
+			fmt.Fprintln(e.out, " ", printable(line))
 		}
 		for _, line := range plan.Effect {
-			fmt.Fprintln(e.out, "  when it was asked for:", line)
+			fmt.Fprintln(e.out, "  when it was asked for:", printable(line))
 		}
 	}
 	if yes {

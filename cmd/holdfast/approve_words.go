@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/holdfast-dr/holdfast/internal/approval"
 	"github.com/holdfast-dr/holdfast/retention"
@@ -36,6 +37,16 @@ func doesText(w approval.Waiting) ([]string, error) {
 		return words(w, func(p retention.RetirePlan) ([]string, error) { return retireLines(p), nil })
 	}
 	return nil, failed("use a newer holdfast", "plan %s is a %q, which this version does not know", w.PlanHash, about.Kind)
+}
+
+// printable keeps what a node wrote from moving a terminal's cursor over what it hides.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
 }
 
 func words[T any](w approval.Waiting, say func(T) ([]string, error)) ([]string, error) {

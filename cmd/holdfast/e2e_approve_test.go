@@ -126,3 +126,27 @@ func TestANodesOwnKeyIsNoApprovers(t *testing.T) {
 		}
 	}
 }
+
+// What an approver reads follows from what is hashed; a plan that says another thing than
+// it was asked for as, or that is not understood whole, is not shown to be approved.
+func TestAPlanThatIsNotUnderstoodWholeIsNotShown(t *testing.T) {
+	for name, c := range map[string]struct {
+		what, cluster, plan string
+		want                int // exit code
+	}{
+		"as it was asked for": {retention.PlanRetire, "cms", `{"kind":"cluster-retire","cluster":"cms","lineages":[{"epoch":1,"system_id":"7"}],"removal_grace":"24h0m0s"}`, exitDone},
+		"another cluster":     {retention.PlanRetire, "cms", `{"kind":"cluster-retire","cluster":"crm","lineages":[],"removal_grace":"24h0m0s"}`, exitRefused},
+		"another kind":        {retention.PlanChange, "cms", `{"kind":"cluster-retire","cluster":"cms","lineages":[],"removal_grace":"24h0m0s"}`, exitRefused},
+		"a field too much":    {retention.PlanRetire, "cms", `{"kind":"cluster-retire","cluster":"cms","lineages":[],"removal_grace":"24h0m0s","also":"more"}`, exitFailed},
+		"an unknown kind":     {"other", "cms", `{"kind":"other","cluster":"cms"}`, exitFailed},
+		"no policy":           {retention.PlanChange, "cms", `{"kind":"policy-change","cluster":"cms","before":{},"after":{}}`, exitFailed},
+	} {
+		lines, err := doesText(approval.Waiting{PlanHash: "h", What: c.what, Cluster: c.cluster, Plan: []byte(c.plan)})
+		if codeOf(err) != c.want || (len(lines) > 0) != (c.want == exitDone) {
+			t.Errorf("%s: %q, %v", name, lines, err)
+		}
+	}
+	if got := printable("a\x1b[2Jb\nc\u202e"); got != "a?[2Jb?c?" {
+		t.Errorf("%q", got)
+	}
+}
