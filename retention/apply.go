@@ -38,6 +38,26 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 	if err != nil {
 		return mark, fmt.Errorf("applying the retention plan of %s: %w", k.Cluster, err)
 	}
+	m := k.markOf(p)
+	if len(m.Snapshots)+len(m.WAL) > 0 {
+		if err := k.mark(ctx, m, p.early()); err != nil {
+			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
+		}
+		mark = m
+	}
+	st.Last = p.Now
+	if err := k.save(st); err != nil {
+		return mark, err
+	}
+	daily, err := k.forgetSlices(ctx, &st, p)
+	if err == nil && mark.ID == "" {
+		mark = daily
+	}
+	return mark, err
+}
+
+// markOf is the mark of what a plan lets go.
+func (k *Keeper) markOf(p Plan) catalog.Forgotten {
 	now := k.Now().UTC()
 	m := catalog.Forgotten{
 		Cluster: k.Cluster, ID: now.Format("20060102T150405Z") + "-" + p.Hash[:12], MarkedAt: now,
@@ -58,21 +78,7 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 	if !p.RetiredAt.IsZero() && !slices.ContainsFunc(p.WAL, func(d WALDecision) bool { return d.Keep }) {
 		m.WAL = everything(m.WAL)
 	}
-	if len(m.Snapshots)+len(m.WAL) > 0 {
-		if err := k.mark(ctx, m, p.early()); err != nil {
-			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
-		}
-		mark = m
-	}
-	st.Last = p.Now
-	if err := k.save(st); err != nil {
-		return mark, err
-	}
-	daily, err := k.forgetSlices(ctx, &st, p)
-	if err == nil && mark.ID == "" {
-		mark = daily
-	}
-	return mark, err
+	return m
 }
 
 func marked(d WALDecision) bool  { return slices.Equal(d.Reasons, []string{"marked"}) }

@@ -174,10 +174,31 @@ func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 			in.Intents = append(in.Intents, i.Body)
 		}
 	}
-	marks, err := k.Catalog.Forgotten(ctx, k.Cluster)
+	if err := k.gatherMarks(ctx, &in, st); err != nil {
+		return in, err
+	}
+	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)
 	if err != nil {
 		return in, err
 	}
+	in.Proofs = proofs.Bodies()
+	incomplete(&in, "proofs", proofs)
+	if err := k.gatherHolds(ctx, &in); err != nil {
+		return in, err
+	}
+	if err := k.gatherRetired(ctx, &in); err != nil {
+		return in, err
+	}
+	return in, k.gatherWAL(ctx, &in)
+}
+
+// gatherMarks reads what WAL goes already.
+func (k *Keeper) gatherMarks(ctx context.Context, in *Inputs, st state) error {
+	marks, err := k.Catalog.Forgotten(ctx, k.Cluster)
+	if err != nil {
+		return err
+	}
+	incomplete(in, "marks", marks)
 	for _, m := range marks.Bodies() {
 		// What a mark that is done left behind, because it was needed then, is marked
 		// again when it no longer is.
@@ -189,20 +210,7 @@ func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 			}
 		}
 	}
-	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)
-	if err != nil {
-		return in, err
-	}
-	in.Proofs = proofs.Bodies()
-	incomplete(&in, "marks", marks)
-	incomplete(&in, "proofs", proofs)
-	if err := k.gatherHolds(ctx, &in); err != nil {
-		return in, err
-	}
-	if err := k.gatherRetired(ctx, &in); err != nil {
-		return in, err
-	}
-	return in, k.gatherWAL(ctx, &in)
+	return nil
 }
 
 func incomplete[T any](in *Inputs, what string, n catalog.Notes[T]) {
