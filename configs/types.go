@@ -10,6 +10,7 @@ type Config struct {
 	Environments []Environment `yaml:"environments" doc:"Places where restores and drills land."`
 	Drills       []Drill       `yaml:"drills" doc:"Rehearsals of recovery."`
 	Notify       []Notify      `yaml:"notify" doc:"Who is told about what."`
+	Approvals    *Approvals    `yaml:"approvals" doc:"Who must approve plans that destroy; left out: a person's word to the daemon is enough."`
 
 	// Path is the file that the configuration was read from, "" for none.
 	Path string `yaml:"-"`
@@ -146,6 +147,13 @@ type Check struct {
 	Database string `yaml:"database" required:"yes" doc:"Database to ask."`
 	SQL      string `yaml:"sql" required:"yes" doc:"One query that answers one row of one column."`
 	Expect   string `yaml:"expect" required:"yes" doc:"The answer as text."`
+}
+
+// Approvals says who must approve plans that destroy.
+type Approvals struct {
+	Needed    int      `yaml:"needed" required:"yes" min:"1" doc:"So many of the approvers must sign one plan."`
+	Approvers []string `yaml:"approvers" required:"yes" doc:"Note verifier keys, as keys new approver prints: of people, never of nodes."`
+	Valid     Duration `yaml:"valid" default:"72h" min:"1m" doc:"An approval counts for so long."`
 }
 
 // Notify is one receiver.

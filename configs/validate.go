@@ -29,6 +29,32 @@ func (d *decoder) checkConfig(c *Config) {
 	for i := range c.Notify {
 		d.checkSecret(fmt.Sprintf("notify[%d].url", i), &c.Notify[i].URL)
 	}
+	if c.Approvals != nil {
+		d.checkApprovals(c.Approvals, c.Repository.TrustedSigners)
+	}
+}
+
+// checkApprovals: an approver's key is a person's, so that no node approves itself.
+func (d *decoder) checkApprovals(a *Approvals, signers []TrustedSigner) {
+	for i, key := range a.Approvers {
+		field := fmt.Sprintf("approvals.approvers[%d]", i)
+		switch {
+		case !vkeyRE.MatchString(key):
+			d.at(field, quote(key), "a note verifier key, name+hash+base64, as keys new approver prints")
+		case slices.ContainsFunc(signers, func(s TrustedSigner) bool { return publicKey(s.Key) == publicKey(key) }):
+			d.at(field, quote(key)+", one of repository.trusted_signers", "a key of its own, made with keys new approver: a node must not approve what it asks for")
+		}
+	}
+	d.unique("approvals.approvers", len(a.Approvers), func(i int) string { return publicKey(a.Approvers[i]) })
+	if d.given("approvals.approvers") && !d.bad["approvals.needed"] && a.Needed > len(a.Approvers) {
+		d.at("approvals.needed", fmt.Sprint(a.Needed), fmt.Sprintf("at most %d: there are no more approvers", len(a.Approvers)))
+	}
+}
+
+// publicKey is a verifier key without the name that it goes by.
+func publicKey(vkey string) string {
+	parts := strings.SplitN(vkey, "+", 3)
+	return parts[len(parts)-1]
 }
 
 func (d *decoder) checkNode(n *Node) {

@@ -36,6 +36,7 @@ type Purge struct {
 	Reappeared   bool                 `json:"reappeared"`                 // the key is in use again, after live was seen without it
 	SuspendedBy  []string             `json:"suspended_by,omitempty"`     // holds on the project: no certificate before they are released
 	Zones        []PurgeZone          `json:"zones"`
+	Early        *EarlyPurge          `json:"early,omitempty"`     // the plan that would remove its copies before retention does
 	Statement    *catalog.Certificate `json:"statement,omitempty"` // the certificate's first phase
 	Certificate  *catalog.Certificate `json:"certificate"`
 }
@@ -93,6 +94,13 @@ func (p *Purger) each(ctx context.Context, a *advance, id string) (out []Purge, 
 	if a.mem, err = p.recall(); err != nil {
 		return nil, err
 	}
+	if p.Early != nil && !a.act {
+		plan, err := p.Plan(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		a.early = plan.Early
+	}
 	for _, t := range tombs.Bodies() {
 		if id != "" && t.ID != id {
 			continue
@@ -126,7 +134,8 @@ type advance struct {
 	absences map[string]catalog.Absent
 	stated   map[string]catalog.Certificate // phase 1
 	mem      memory
-	found    *copies // what the zones hold, read once
+	early    *EarlyPurge // what waits to be approved, or was
+	found    *copies     // what the zones hold, read once
 }
 
 func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
@@ -155,6 +164,9 @@ func (a *advance) one(ctx context.Context, t catalog.Tombstone) (Purge, error) {
 		}
 	}
 	one.Statement = a.statement(t.ID)
+	if a.early != nil && slices.Contains(a.early.Plan.Purges, t.ID) {
+		one.Early = a.early
+	}
 	clear := ok && len(one.Zones) > 0 && !slices.ContainsFunc(one.Zones, func(z PurgeZone) bool { return z.Copies > 0 || len(z.BlockedBy) > 0 })
 	if !clear || !a.act {
 		return one, nil

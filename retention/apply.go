@@ -38,6 +38,26 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 	if err != nil {
 		return mark, fmt.Errorf("applying the retention plan of %s: %w", k.Cluster, err)
 	}
+	m := k.markOf(p)
+	if len(m.Snapshots)+len(m.WAL) > 0 {
+		if err := k.mark(ctx, m, p.early()); err != nil {
+			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
+		}
+		mark = m
+	}
+	st.Last = p.Now
+	if err := k.save(st); err != nil {
+		return mark, err
+	}
+	daily, err := k.forgetSlices(ctx, &st, p)
+	if err == nil && mark.ID == "" {
+		mark = daily
+	}
+	return mark, err
+}
+
+// markOf is the mark of what a plan lets go.
+func (k *Keeper) markOf(p Plan) catalog.Forgotten {
 	now := k.Now().UTC()
 	m := catalog.Forgotten{
 		Cluster: k.Cluster, ID: now.Format("20060102T150405Z") + "-" + p.Hash[:12], MarkedAt: now,
@@ -55,21 +75,10 @@ func (k *Keeper) Apply(ctx context.Context, p Plan) (mark catalog.Forgotten, err
 			addReasons(&m, d.Reasons)
 		}
 	}
-	if len(m.Snapshots)+len(m.WAL) > 0 {
-		if err := k.mark(ctx, m); err != nil {
-			return mark, fmt.Errorf("marking what %s lets go: %w", k.Cluster, err)
-		}
-		mark = m
+	if !p.RetiredAt.IsZero() && !slices.ContainsFunc(p.WAL, func(d WALDecision) bool { return d.Keep }) {
+		m.WAL = everything(m.WAL)
 	}
-	st.Last = p.Now
-	if err := k.save(st); err != nil {
-		return mark, err
-	}
-	daily, err := k.forgetSlices(ctx, &st, p)
-	if err == nil && mark.ID == "" {
-		mark = daily
-	}
-	return mark, err
+	return m
 }
 
 func marked(d WALDecision) bool  { return slices.Equal(d.Reasons, []string{"marked"}) }
@@ -139,7 +148,22 @@ type removal struct {
 	Removed   int               `json:"objects_removed,omitempty"`
 	Kept      int               `json:"objects_kept,omitempty"` // that other snapshots need: another result tells when they went
 	Zones     map[string]string `json:"zones,omitempty"`        // when each was listed and showed nothing of it
+	Early     *stoodOn          `json:"purge_early,omitempty"`  // the approved plan of an early removal
 	Ended     []ended           `json:"ended,omitempty"`        // marks of slices that are done since the last day's entry
+}
+
+// stoodOn is an approved plan, and the approvals that it stood on.
+type stoodOn struct {
+	Hash      string           `json:"plan_hash"`
+	Approvals []approval.Given `json:"approvals"` // none where a person's word was enough
+}
+
+// early is the approved plan of an early removal that p carries out.
+func (p Plan) early() *stoodOn {
+	if p.Early == nil || !p.Early.Approved {
+		return nil
+	}
+	return &stoodOn{p.Early.Hash, p.Early.Standing.Given}
 }
 
 func (k *Keeper) subject(m catalog.Forgotten) map[string]string {
@@ -147,8 +171,8 @@ func (k *Keeper) subject(m catalog.Forgotten) map[string]string {
 }
 
 // mark tells the ledger first, then the zones.
-func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten) error {
-	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL)}
+func (k *Keeper) mark(ctx context.Context, m catalog.Forgotten, early *stoodOn) error {
+	body := removal{Mark: m.ID, PlanHash: m.PlanHash, Snapshots: m.Snapshots, WAL: len(m.WAL), Early: early}
 	if _, err := k.Ledger.AppendAnchored(ctx, entryIntent, k.subject(m), body); err != nil {
 		return fmt.Errorf("the ledger must hold the intent first: %w", err)
 	}

@@ -53,13 +53,36 @@ func (t Terms) policy(lead time.Duration) (Policy, error) {
 
 // Change is how a policy differs from the one that was applied last.
 type Change struct {
-	Hash    string   `json:"hash"` // of cluster, before and after: what is approved
+	Hash    string   `json:"hash"` // of its Plan: what is approved
 	Cluster string   `json:"cluster"`
 	Before  Terms    `json:"before"`
 	After   Terms    `json:"after"`
 	Shorter []string `json:"shorter"` // terms that keep less than before
 	Goes    []string `json:"goes"`    // snapshots that the policy before would keep now
 	WAL     int      `json:"wal_files"`
+	// Approvals are those that it stands on, where approvers are configured.
+	Approvals []approval.Given `json:"approvals,omitempty"`
+}
+
+// ChangePlan is what of a change is approved.
+type ChangePlan struct {
+	Kind    string `json:"kind"` // PlanChange
+	Cluster string `json:"cluster"`
+	Before  Terms  `json:"before"`
+	After   Terms  `json:"after"`
+}
+
+// Plan is what of the change is approved.
+func (c Change) Plan() ChangePlan { return ChangePlan{PlanChange, c.Cluster, c.Before, c.After} }
+
+// Shorter says which terms keep less than before.
+func (c ChangePlan) Shorter() ([]string, error) {
+	before, err := c.Before.policy(0)
+	if err != nil {
+		return nil, err
+	}
+	after, err := c.After.policy(0)
+	return after.shorter(before), err
 }
 
 // shorter says which terms of p keep less than those of old.
@@ -102,7 +125,7 @@ func (k *Keeper) change(in Inputs, last *Terms) (*Change, error) {
 		return nil, err
 	}
 	c := &Change{Cluster: k.Cluster, Before: *last, After: k.Policy.Terms(), Shorter: k.Policy.shorter(old), Goes: []string{}}
-	if c.Hash, err = approval.Hash(map[string]any{"cluster": c.Cluster, "before": c.Before, "after": c.After}); err != nil {
+	if c.Hash, err = approval.Hash(c.Plan()); err != nil {
 		return nil, err
 	}
 	in.Force, in.Change = true, nil
@@ -144,8 +167,8 @@ func (k *Keeper) accept(ctx context.Context, st *state, p Plan) error {
 		After    Terms   `json:"after"`
 		PlanHash string  `json:"plan_hash"`
 		Change   *Change `json:"change,omitempty"`
-		Approved bool    `json:"approved"` // a person named the change's hash
-	}{terms, p.Hash, p.Change, p.Change != nil && p.Change.Hash == k.Approved}
+		Approved bool    `json:"approved"` // a person named the change's hash, or approvers signed it
+	}{terms, p.Hash, p.Change, p.Change != nil && (p.Change.Hash == k.Approved || len(p.Change.Approvals) > 0)}
 	if body.Change != nil && len(body.Change.Goes) > maxGoes {
 		c := *body.Change
 		c.Goes = append(append([]string{}, c.Goes[:maxGoes]...), fmt.Sprintf("and %d more", len(c.Goes)-maxGoes))

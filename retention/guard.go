@@ -18,8 +18,8 @@ func (p *planner) guard() {
 	if !p.Complete {
 		p.refuse("the listing is not complete: %v", p.Missing)
 	}
-	if p.Unapproved {
-		p.refuse("the policy keeps less than the one before (%s), and that is to be approved: look at what goes, and apply it with --approve %s", strings.Join(p.Change.Shorter, "; "), p.Change.Hash)
+	if p.Unapproved != "" {
+		p.refuse("the policy keeps less than the one before (%s), and that is to be approved: %s", strings.Join(p.Change.Shorter, "; "), p.Unapproved)
 	}
 	latest := slices.MaxFunc(append(p.Snapshots, catalog.Snapshot{}), func(a, b catalog.Snapshot) int { return a.FinishedAt.Compare(b.FinishedAt) })
 	seen := latest.FinishedAt
@@ -31,6 +31,9 @@ func (p *planner) guard() {
 	}
 	if p.Now.Before(seen.Add(-clockMargin)) {
 		p.refuse("the clock went back: it is %s, and %s was seen already; set the clock", stamp(p.Now), stamp(seen))
+	}
+	if p.retired() {
+		return // nothing newer is to come
 	}
 	if jump := max(7*24*time.Hour, p.Policy.KeepAtMost/4); p.Now.Sub(seen) > jump {
 		p.refuse("the clock may have jumped: it is %s, and nothing newer than %s was seen; set the clock, or take a snapshot first", stamp(p.Now), stamp(seen))
@@ -45,11 +48,11 @@ func (p *planner) checkShare() {
 	}
 	gone := 0
 	for _, d := range p.plan.Snapshots {
-		if !d.Keep {
+		if !d.Keep && !p.aside[d.ID] { // those were approved one by one
 			gone++
 		}
 	}
-	if gone >= 2 && float64(gone) > share*float64(len(p.plan.Snapshots)) && !p.Force {
+	if gone >= 2 && float64(gone) > share*float64(len(p.plan.Snapshots)) && !p.Force && !p.retired() {
 		p.refuse("it removes %d of %d snapshots, more than %.0f %%: look at it, and force it if it is meant", gone, len(p.plan.Snapshots), share*100)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/holdfast-dr/holdfast/internal/approval"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
@@ -57,9 +58,13 @@ type Keeper struct {
 	IntentAge time.Duration
 	MaxShare  float64
 	// ApproveShorter refuses plans by a policy that keeps less than the one applied
-	// last, until Approved is the hash of the change.
+	// last, until the change is approved: by approvers' signatures on the Board, or,
+	// where that asks nobody, when Approved is its hash.
 	ApproveShorter bool
 	Approved       string
+	Board          *approval.Board
+	Confirmed      bool   // a person typed the cluster's name: see Retire
+	Early          *Early // nil: what holds deleted projects ages
 }
 
 // state is what a Keeper remembers.
@@ -110,12 +115,36 @@ func (k *Keeper) Plan(ctx context.Context, force bool) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if in.Change, err = k.change(in, st.Policy); err != nil {
+	if in.RetiredAt.IsZero() { // a policy that keeps nothing any more has no terms
+		if in.Change, err = k.change(in, st.Policy); err != nil {
+			return Plan{}, err
+		}
+	}
+	if in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 {
+		ok, standing, err := k.approved(ctx, in.Change.Hash)
+		if err != nil {
+			return Plan{}, err
+		}
+		in.Change.Approvals, in.Unapproved = standing.Given, ""
+		if !ok {
+			in.Unapproved = how(standing, "look at what goes, and apply it with --approve "+in.Change.Hash)
+		}
+	}
+	if err := k.gatherEarly(ctx, &in); err != nil {
+		return Plan{}, fmt.Errorf("looking for what holds deleted projects: %w", err)
+	}
+	if in.Early, err = k.planEarly(ctx, in); err != nil {
 		return Plan{}, err
 	}
-	in.Unapproved = in.Change != nil && k.ApproveShorter && len(in.Change.Shorter) > 0 && in.Change.Hash != k.Approved
 	in.Force = force
-	return MakePlan(in)
+	p, err := MakePlan(in)
+	if err == nil && in.Unapproved != "" {
+		p.Pending = append(p.Pending, in.Change.pending())
+	}
+	if e := in.Early; err == nil && e != nil && e.Hash != "" && !e.Approved {
+		p.Pending = append(p.Pending, e.pending())
+	}
+	return p, err
 }
 
 // Gather reads all that a plan follows from.
@@ -145,10 +174,31 @@ func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 			in.Intents = append(in.Intents, i.Body)
 		}
 	}
-	marks, err := k.Catalog.Forgotten(ctx, k.Cluster)
+	if err := k.gatherMarks(ctx, &in, st); err != nil {
+		return in, err
+	}
+	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)
 	if err != nil {
 		return in, err
 	}
+	in.Proofs = proofs.Bodies()
+	incomplete(&in, "proofs", proofs)
+	if err := k.gatherHolds(ctx, &in); err != nil {
+		return in, err
+	}
+	if err := k.gatherRetired(ctx, &in); err != nil {
+		return in, err
+	}
+	return in, k.gatherWAL(ctx, &in)
+}
+
+// gatherMarks reads what WAL goes already.
+func (k *Keeper) gatherMarks(ctx context.Context, in *Inputs, st state) error {
+	marks, err := k.Catalog.Forgotten(ctx, k.Cluster)
+	if err != nil {
+		return err
+	}
+	incomplete(in, "marks", marks)
 	for _, m := range marks.Bodies() {
 		// What a mark that is done left behind, because it was needed then, is marked
 		// again when it no longer is.
@@ -160,17 +210,7 @@ func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 			}
 		}
 	}
-	proofs, err := k.Catalog.Proofs(ctx, k.Cluster)
-	if err != nil {
-		return in, err
-	}
-	in.Proofs = proofs.Bodies()
-	incomplete(&in, "marks", marks)
-	incomplete(&in, "proofs", proofs)
-	if err := k.gatherHolds(ctx, &in); err != nil {
-		return in, err
-	}
-	return in, k.gatherWAL(ctx, &in)
+	return nil
 }
 
 func incomplete[T any](in *Inputs, what string, n catalog.Notes[T]) {

@@ -38,7 +38,12 @@ type Inputs struct {
 	Force     bool          // whatever MaxShare says
 
 	Change     *Change // of the policy since the last plan was carried out
-	Unapproved bool    // and it must be approved first
+	Unapproved string  // how it is to be approved first; "": it need not be, or is
+
+	RetiredAt time.Time // the cluster's end; zero: it is protected
+
+	Due   map[string]due // snapshots that hold deleted projects whose deadlines come before their end
+	Early *EarlyPurge    // how the removal of these stands
 
 	spared []string // marked snapshots on which a hold ended less than a grace ago
 }
@@ -60,9 +65,14 @@ type Plan struct {
 	Window       Window         `json:"window"`
 	OverRetained []OverRetained `json:"over_retained"`
 	// Refused says why the plan must not be carried out; empty: it may.
-	Refused []string `json:"refused"`
-	Forced  bool     `json:"forced,omitempty"`
-	Change  *Change  `json:"policy_change,omitempty"` // since the last plan that was carried out
+	Refused []string    `json:"refused"`
+	Forced  bool        `json:"forced,omitempty"`
+	Change  *Change     `json:"policy_change,omitempty"` // since the last plan that was carried out
+	Early   *EarlyPurge `json:"purge_early,omitempty"`
+	// RetiredAt is when the cluster was retired; zero: it is protected.
+	RetiredAt time.Time `json:"retired_at,omitzero"`
+	// Pending are the plans that must be approved before more of this may be done.
+	Pending []Pending `json:"-"`
 }
 
 // Decision is about one snapshot.
@@ -113,16 +123,19 @@ func MakePlan(in Inputs) (Plan, error) {
 	p := newPlanner(in)
 	p.plan = Plan{
 		Cluster: in.Cluster, Now: p.Now, Snapshots: []Decision{}, Garbage: []Decision{}, WAL: []WALDecision{},
-		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change,
+		OverRetained: []OverRetained{}, Refused: []string{}, Forced: in.Force, Change: in.Change, Early: in.Early, RetiredAt: in.RetiredAt,
 	}
 	p.guard()
 	if len(p.plan.Refused) > 0 {
 		p.keepAll("the plan is refused")
 	}
-	p.keepNewest()
-	p.keepFloor()
-	p.keepWindow()
-	p.keepTiers()
+	p.setAside()
+	if !p.retired() {
+		p.keepNewest()
+		p.keepFloor()
+		p.keepWindow()
+		p.keepTiers()
+	}
 	p.keepHolds()
 	p.keepBuiltOn()
 	p.decide()
@@ -145,6 +158,8 @@ type planner struct {
 	why   map[string][]string // reasons to keep, by snapshot
 	must  map[string]bool     // kept beyond the ceiling as well
 	held  map[string][]string // ids of holds, by snapshot
+	aside map[string]bool     // what an approved early removal lets go
+	firm  map[string][]string // reasons that it never sets aside
 	bases []base              // what the window begins at
 	spans []span              // what holds need of the WAL
 
@@ -159,7 +174,7 @@ func newPlanner(in Inputs) *planner {
 	in.Snapshots = slices.Clone(in.Snapshots)
 	slices.SortStableFunc(in.Snapshots, older)
 	return &planner{
-		Inputs: in, why: map[string][]string{}, must: map[string]bool{}, held: map[string][]string{},
+		Inputs: in, why: map[string][]string{}, must: map[string]bool{}, held: map[string][]string{}, aside: map[string]bool{},
 		timelines: map[string][]uint32{}, systems: map[int]string{},
 	}
 }
@@ -186,7 +201,7 @@ func (p *planner) keepAll(why string) {
 // good are the snapshots that count as backups (C-21), of a kind.
 func (p *planner) good(kind string) (list []catalog.Snapshot) {
 	for _, s := range p.Snapshots {
-		if !s.Suspect && s.Kind == kind {
+		if !s.Suspect && s.Kind == kind && !p.aside[s.ID] {
 			list = append(list, s)
 		}
 	}
@@ -233,6 +248,9 @@ func (p *planner) keepNewest() {
 
 func (p *planner) keepFloor() {
 	for _, s := range p.Snapshots {
+		if p.aside[s.ID] {
+			continue
+		}
 		if p.Policy.zero() {
 			p.insist(s.ID, "the policy sets no end")
 		} else if age := p.Now.Sub(s.FinishedAt); age < p.Policy.Floor() {
@@ -280,11 +298,16 @@ func (p *planner) decide() {
 			d.Keep, d.Reasons = false, []string{"keep_at_most " + short(limit)}
 		case d.Keep && over:
 			p.over(s, d)
+		case !d.Keep && p.aside[s.ID]:
+			d.Reasons = []string{"it holds the project of purge " + strings.Join(p.Due[s.ID].Purges, ", ") + ", which is due before it: approved plan " + p.Early.Hash}
+		case !d.Keep && p.retired():
+			d.Reasons = []string{"the cluster is retired"}
 		case !d.Keep && s.Suspect:
 			d.Reasons = []string{"suspect, and older than keep_at_least"}
 		case !d.Keep:
 			d.Reasons = []string{"no rule keeps it"}
 		}
+		p.tellDue(d)
 		p.plan.Snapshots = append(p.plan.Snapshots, d)
 	}
 }
@@ -321,7 +344,7 @@ func (p *planner) alive(in catalog.Intent) bool {
 func (p *planner) judgeIntents() {
 	for _, in := range p.Intents {
 		d := Decision{ID: in.ID, At: in.StartedAt.UTC(), Keep: true, Reasons: []string{"may be running"}}
-		if len(p.plan.Refused) == 0 && !p.Policy.zero() && !p.alive(in) {
+		if len(p.plan.Refused) == 0 && (!p.Policy.zero() || p.retired()) && !p.alive(in) {
 			d.Keep, d.Reasons = false, []string{"was begun and never committed"}
 		}
 		p.plan.Garbage = append(p.plan.Garbage, d)

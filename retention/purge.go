@@ -36,8 +36,8 @@ type Purger struct {
 	Memory string // file that remembers looks at live; losing it costs a vacuum
 }
 
-// ErrConfirm means that what was typed is not the project's id or name.
-var ErrConfirm = errors.New("what was typed is not the project's id or name")
+// ErrConfirm means that what was typed is not the name that was asked for.
+var ErrConfirm = errors.New("what was typed is not the name, or id, that was asked for")
 
 // Preview is what a request would do: people read it before they type.
 type Preview struct {

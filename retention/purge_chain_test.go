@@ -12,10 +12,14 @@ import (
 // deleted is a purger of a project that live was seen without at a place in the
 // log of the rig's own lineage.
 func deleted(t *testing.T, at lsn.LSN) (*rig, *Purger) {
-	r := newRig(t, Policy{Daily: 1, KeepAtMost: 30 * day, RenewAfter: 7 * day, RemovalGrace: day})
+	return deletedWithin(t, at, 38*day, Policy{Daily: 1, KeepAtMost: 30 * day, RenewAfter: 7 * day, RemovalGrace: day})
+}
+
+func deletedWithin(t *testing.T, at lsn.LSN, within time.Duration, policy Policy) (*rig, *Purger) {
+	r := newRig(t, policy)
 	asked := noon.Add(-2 * day)
 	r.note(catalog.TombstoneName("tomb"), catalog.KindTombstone, catalog.Tombstone{
-		ID: "tomb", Cluster: "main", SystemID: "sys", Epoch: 1, Timeline: 1, LSN: at - seg, RequestedAt: asked, Deadline: asked.Add(38 * day),
+		ID: "tomb", Cluster: "main", SystemID: "sys", Epoch: 1, Timeline: 1, LSN: at - seg, RequestedAt: asked, Deadline: asked.Add(within),
 	})
 	r.note(catalog.AbsentName("tomb"), catalog.KindAbsent, catalog.Absent{Tombstone: "tomb", SystemID: "sys", Epoch: 1, Timeline: 1, LSN: at, SeenAt: asked.Add(time.Hour)})
 	return r, &Purger{Keeper: r.keeper, Origin: "node-1", Memory: r.keeper.State + ".purges"}

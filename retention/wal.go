@@ -121,9 +121,15 @@ func (p *planner) endedBy(system string, at time.Time) bool {
 // good snapshot at or before its beginning (the oldest where there is none), and
 // everything since.
 func (p *planner) keepWindow() {
+	if p.retired() {
+		return
+	}
 	since := p.Now.Add(-p.Policy.Window)
 	var systems []string
 	for _, s := range p.Snapshots {
+		if p.aside[s.ID] {
+			continue
+		}
 		if p.Policy.Window > 0 && s.FinishedAt.After(since) {
 			p.insist(s.ID, "in the window of %s", short(p.Policy.Window))
 		}
@@ -232,12 +238,12 @@ type walJudge struct {
 
 // judgeFile gives reasons to keep f, or the reason to remove it.
 func (j *walJudge) judgeFile(f File) (keep bool, reasons []string) {
-	if len(j.plan.Refused) > 0 || j.Policy.zero() {
+	if len(j.plan.Refused) > 0 || j.Policy.zero() && !j.retired() {
 		return true, []string{"nothing is removed"}
 	}
 	system, ok := j.system(f.Epoch)
 	switch {
-	case !ok:
+	case !ok && !j.retired():
 		return true, []string{"its lineage is not known"}
 	case j.unknown[system]:
 		return true, []string{"the history of a timeline is not known"}
@@ -248,6 +254,9 @@ func (j *walJudge) judgeFile(f File) (keep bool, reasons []string) {
 	}
 	if reasons = j.reasons(system, f.Timeline, f.From, f.To); len(reasons) > 0 {
 		return true, reasons
+	}
+	if j.retired() {
+		return false, []string{"the cluster is retired"}
 	}
 	return false, []string{"no snapshot and no window needs it"}
 }
@@ -264,7 +273,7 @@ func (j *walJudge) reasons(system string, t uint32, from, to lsn.LSN) (reasons [
 		}
 		reached = reached || b.timeline == t
 	}
-	if !reached && len(reasons) == 0 && j.orphan(system, t) {
+	if !reached && len(reasons) == 0 && !j.retired() && j.orphan(system, t) {
 		reasons = append(reasons, "no snapshot lies on its timeline's history yet")
 	}
 	reasons = append(reasons, j.spanReasons(system, t, from, to)...)

@@ -18,6 +18,7 @@ const (
 	jobRetention = "retention"
 	jobPurge     = "purge"
 	jobDrill     = "drill"
+	jobRetire    = "retire"
 )
 
 // orderAttempts is how often an order of a person is begun: an error ends it, but
@@ -32,13 +33,14 @@ type order struct {
 	Force   bool   `json:"force,omitempty"`
 	Approve string `json:"approve,omitempty"`
 	Full    bool   `json:"full,omitempty"`
+	Typed   string `json:"typed,omitempty"`
 }
 
 // handlers carry out jobs, by kind.
 func (n *node) handlers() map[string]scheduler.Handler {
 	out := map[string]scheduler.Handler{}
 	for kind, do := range map[string]func(context.Context, scheduler.Job, order, func(any)) (any, error){
-		jobSnapshot: n.doSnapshot, jobRetention: n.doRetention, jobPurge: n.doPurge, jobDrill: n.doDrill,
+		jobSnapshot: n.doSnapshot, jobRetention: n.doRetention, jobPurge: n.doPurge, jobDrill: n.doDrill, jobRetire: n.doRetire,
 	} {
 		out[kind] = func(ctx context.Context, job scheduler.Job, progress func(any)) (any, error) {
 			var o order
@@ -75,6 +77,12 @@ func (n *node) doSnapshot(ctx context.Context, _ scheduler.Job, o order, progres
 			n.grew.Store(true)
 		}
 		return err
+	}
+	if gone, err := n.retired(ctx, o.Cluster); err != nil || gone {
+		if gone {
+			err = scheduler.Cancel(errRetired)
+		}
+		return nil, err
 	}
 	if n.runner == nil {
 		err := n.withArchiving(ctx, o.Cluster, take)

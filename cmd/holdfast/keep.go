@@ -73,7 +73,10 @@ func (w *world) keeper(cluster string) (*retention.Keeper, error) {
 		Cluster: cluster, Policy: policyOf(c.Retention), Catalog: w.catalog, Store: w.vault.Writer(), Remover: w.vault.Remover(),
 		Signer: w.signer, Index: w.index, State: w.state("retention-" + cluster + ".json"), Now: w.now,
 	}
-	k.ApproveShorter = c.Retention.Approve
+	k.ApproveShorter, k.Board = c.Retention.Approve, w.board()
+	if p := c.Projects; p != nil && p.Purge.Early {
+		k.Early = &retention.Early{Grace: p.Purge.Grace.Std()}
+	}
 	if w.holder != nil {
 		k.Ledger = keepLedger{w.holder.node}
 	}
@@ -107,11 +110,15 @@ func (n *node) doRetention(ctx context.Context, _ scheduler.Job, o order, _ func
 	if out.Plan, err = k.Plan(ctx, o.Force); err != nil {
 		return nil, err
 	}
+	if !out.Plan.RetiredAt.IsZero() {
+		n.endArchiving(ctx, o.Cluster)
+	}
 	n.tellPlan(ctx, out.Plan)
-	if err := out.Plan.Err(); err != nil {
-		if o.Human {
-			return nil, refused("look at `holdfast retention plan "+o.Cluster+"`; --force carries out a plan that only removes more than its share", "%w", err)
-		}
+	n.helpEarly(ctx, out.Plan)
+	if err := n.ask(ctx, o.Cluster, out.Plan.Pending); err != nil {
+		return nil, err
+	}
+	if len(out.Plan.Refused) > 0 { // who asked reads why in the plan
 		return out, nil
 	}
 	mark, err := k.Apply(ctx, out.Plan)
@@ -171,7 +178,7 @@ func (n *node) tellPlan(ctx context.Context, p retention.Plan) {
 	}
 	first := p.OverRetained[0]
 	n.raise(ctx, incident.Incident{
-		Key: key, Cluster: p.Cluster, Severity: "warning", Title: fmt.Sprintf("%d snapshots of %s stay beyond their ceiling", len(p.OverRetained), p.Cluster),
+		Key: key, Cluster: p.Cluster, Severity: "warning", Title: fmt.Sprintf("%d snapshots of %s stay beyond their ceiling, or hold a deleted project too long", len(p.OverRetained), p.Cluster),
 		Detail: fmt.Sprintf("%s since %s: %s", first.ID, clock(first.Since), strings.Join(first.Because, "; ")),
 		Remedy: "it needs: " + strings.Join(first.Needs, ", "),
 	})
@@ -192,6 +199,13 @@ func (n *node) serveKeeping(s *server.Server) {
 		}
 		return answerOrder(n.run(ctx, jobRetention, in.Cluster, order{Cluster: in.Cluster, Human: true, Force: in.Force, Approve: in.Approve}, nil))
 	})
+	server.Serve(s, opRetirePlan, n.retirePlan)
+	server.Serve(s, opRetire, func(ctx context.Context, in retireIn) (jobRef, error) {
+		if err := n.mayRetire(asHuman(ctx), in); err != nil {
+			return jobRef{}, err
+		}
+		return answerOrder(n.run(ctx, jobRetire, in.Cluster, order{Cluster: in.Cluster, Human: true, Typed: in.Typed}, nil))
+	})
 	n.serveHolds(s)
 	n.serveProjects(s)
 }
@@ -211,7 +225,7 @@ func (e *env) retentionCommand() *cobra.Command {
 		return e.applyRetention(c.Context(), retentionIn{args[0], force, approve})
 	}}
 	apply.Flags().BoolVar(&force, "force", false, "also where the plan removes more than its share")
-	apply.Flags().StringVar(&approve, "approve", "", "the `HASH` of a change of the policy that keeps less, as the plan shows it")
+	apply.Flags().StringVar(&approve, "approve", "", "the `HASH` of a change of the policy that keeps less, or of an early removal, as the plan shows it")
 	cmd.AddCommand(plan, apply, e.simulateCommand(), e.reportCommand())
 	return cmd
 }
@@ -227,7 +241,7 @@ func (e *env) applyRetention(ctx context.Context, in retentionIn) error {
 		return fmt.Errorf("reading what retention did: %w", err)
 	}
 	if len(doc.Plan.Refused) > 0 {
-		return refused("look at `holdfast retention plan "+cluster+"`", "%w: %s", retention.ErrRefused, strings.Join(doc.Plan.Refused, "; "))
+		return refused("look at `holdfast retention plan "+cluster+"`; --force carries out a plan that only removes more than its share", "%w", doc.Plan.Err())
 	}
 	return e.print(doc, func(out io.Writer) {
 		if doc.Mark == "" {
@@ -267,6 +281,9 @@ func retentionText(out io.Writer, p retention.Plan) {
 		}
 		fmt.Fprintf(out, "  because of it go now: %s, %s of WAL %s\n", count(len(c.Goes), "snapshot"), count(c.WAL, "file"), strings.Join(c.Goes, " "))
 	}
+	if p.Early != nil {
+		earlyText(out, *p.Early, p.Cluster)
+	}
 	for _, o := range p.OverRetained {
 		fmt.Fprintf(out, "OVER-RETAINED %s since %s: %s; needs %s\n", o.ID, clock(o.Since), strings.Join(o.Because, "; "), strings.Join(o.Needs, ", "))
 	}
@@ -286,12 +303,12 @@ func verb(keep bool) string {
 func keepFault(err error) error {
 	switch {
 	case errors.Is(err, retention.ErrConfirm):
-		return &fault{exit: exitRefused, err: err, remedy: "type the project's id or name, or give --yes"}
+		return &fault{exit: exitRefused, err: err, remedy: "type the name that was asked for, or give --yes or --confirm NAME"}
 	case errors.Is(err, retention.ErrOnHold):
 		return &fault{exit: exitRefused, err: err, remedy: "`holdfast hold list` shows it; it forbids this until `holdfast hold release ID`"}
 	case errors.Is(err, retention.ErrSimulate):
 		return &fault{exit: exitRefused, err: err, remedy: "`holdfast zone list` shows which zones are away; --from-nothing begins without them"}
-	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold):
+	case errors.Is(err, retention.ErrRefused), errors.Is(err, retention.ErrHold), errors.Is(err, retention.ErrUnapproved):
 		return &fault{exit: exitRefused, err: err}
 	}
 	return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,6 +72,9 @@ func (n *node) serveOps(s *server.Server) {
 		if _, err := n.live(in.Cluster); err != nil {
 			return jobRef{}, err
 		}
+		if gone, err := n.retired(ctx, in.Cluster); err != nil || gone {
+			return jobRef{}, cmp.Or(err, error(errRetired))
+		}
 		return answerOrder(n.run(ctx, jobSnapshot, in.Cluster, order{Cluster: in.Cluster, Human: true, Full: in.Full}, nil))
 	})
 	server.Serve(s, opSnapshotList, n.snapshotList)
@@ -83,6 +87,7 @@ func (n *node) serveOps(s *server.Server) {
 	})
 	server.Serve(s, opIncidentNote, n.noteIncident)
 	server.Serve(s, opZoneProbe, func(ctx context.Context, in probeIn) (probesDocument, error) { return n.probeZones(asHuman(ctx), in) })
+	server.Serve(s, opApprove, n.approve)
 	n.serveKeeping(s)
 	n.serveDrills(s)
 }

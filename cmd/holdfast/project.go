@@ -137,6 +137,17 @@ func (n *node) withProjects(ctx context.Context, cluster string, do func(*retent
 	return n.withLive(ctx, cluster, do)
 }
 
+// withoutLive is withProjects for a cluster that is retired: its server may be gone.
+func (n *node) withoutLive(_ context.Context, cluster string, do func(*retention.Purger, *pgx.Conn) error) error {
+	n.keeping.Lock()
+	defer n.keeping.Unlock()
+	p, err := n.purger(cluster)
+	if err != nil {
+		return err
+	}
+	return do(p, nil)
+}
+
 // withLive calls do with a cluster's purger and a connection to live.
 func (n *node) withLive(ctx context.Context, cluster string, do func(*retention.Purger, *pgx.Conn) error) error {
 	p, err := n.purger(cluster)
@@ -258,7 +269,13 @@ func (n *node) purges(ctx context.Context, in purgeQuery) (purgesDoc, error) {
 // doPurge moves every purge as far as it can go now.
 func (n *node) doPurge(ctx context.Context, _ scheduler.Job, o order, _ func(any)) (any, error) {
 	var doc purgesDoc
-	err := n.withProjects(ctx, o.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
+	with := n.withProjects
+	if gone, err := n.retired(ctx, o.Cluster); err != nil {
+		return nil, err
+	} else if gone {
+		with = n.withoutLive
+	}
+	err := with(ctx, o.Cluster, func(p *retention.Purger, conn *pgx.Conn) error {
 		list, err := p.Advance(ctx, conn)
 		doc.Purges = list
 		return err

@@ -60,12 +60,10 @@ func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive
 		projectText(e.out, v)
 	}
 	if !yes {
-		fmt.Fprintf(e.err, "This cannot be undone. Type the project's name to go on: ")
-		line, err := bufio.NewReader(e.in).ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
+		if in.Body.Typed, err = e.typed("This cannot be undone. Type the project's name to go on: "); err != nil {
 			return err
 		}
-		if in.Body.Typed = strings.TrimSpace(line); in.Body.Typed == "" {
+		if in.Body.Typed == "" {
 			return refused("type the project's id or name, or give --yes", "deleting project %s: nothing was typed", project)
 		}
 	}
@@ -83,6 +81,16 @@ func (e *env) deleteProject(ctx context.Context, cluster, project string, inLive
 		}
 		fmt.Fprintf(out, "state: %s; follow it with `holdfast purge show %s`\n", doc.State, doc.Tombstone)
 	})
+}
+
+// typed asks for a line; nothing is what nobody typed.
+func (e *env) typed(question string) (string, error) {
+	fmt.Fprint(e.err, question)
+	line, err := bufio.NewReader(e.in).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimSpace(line), nil
 }
 
 func projectsText(out io.Writer, doc projectsDoc, sizes bool) {
@@ -187,6 +195,9 @@ func purgeText(out io.Writer, p retention.Purge) {
 	}
 	for _, h := range p.SuspendedBy {
 		fmt.Fprintln(out, "  SUSPENDED by", h)
+	}
+	if p.Early != nil {
+		earlyText(out, *p.Early, p.Cluster)
 	}
 	if p.Reappeared {
 		fmt.Fprintln(out, "  the project's key is in use again in live")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ type protected struct {
 	session   *session      // nil: not archiving now
 	changed   chan struct{} // closed when session or err changes
 	err       error         // why there is no session
+	end       func()        // ends Run; nil before it
+	ended     bool          // the cluster is retired
 	takeOver  bool          // once: asked for by `lineage open --take-over`
 	forgotten marks
 }
@@ -94,7 +97,7 @@ func (p *protected) ready(ctx context.Context) (*session, error) {
 
 // final says that waiting does not help: another writer has the cluster.
 func final(err error) bool {
-	for _, e := range []error{snapshot.ErrClaimed, snapshot.ErrForeignServer, snapshot.ErrOldTimeline, snapshot.ErrFenced} {
+	for _, e := range []error{snapshot.ErrClaimed, snapshot.ErrForeignServer, snapshot.ErrOldTimeline, snapshot.ErrFenced, errRetired} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -106,11 +109,21 @@ func final(err error) bool {
 // zones that are away come back. A refusal is an incident.
 func (p *protected) Run(ctx context.Context) error {
 	key := "archiving/" + p.cfg.Name
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	p.mu.Lock()
+	p.end = stop
+	p.mu.Unlock()
 	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
 		began := time.Now()
 		err := p.archive(ctx, key)
 		if !final(err) { // commits may be waiting for us as the synchronous standby
 			pause = min(pause, 5*time.Second)
+		}
+		if p.isRetired() || errors.Is(err, errRetired) {
+			p.set(nil, errRetired)
+			p.n.endArchiving(context.WithoutCancel(ctx), p.cfg.Name)
+			return nil
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it was told to stop
@@ -156,6 +169,9 @@ func (p *protected) archive(ctx context.Context, key string) error {
 func (p *protected) claim(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
+	if gone, err := p.n.retired(ctx, p.cfg.Name); err != nil || gone {
+		return nil, cmp.Or(err, error(errRetired))
+	}
 	facts, server, err := p.look(ctx)
 	if err != nil {
 		return nil, err

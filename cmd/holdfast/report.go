@@ -118,7 +118,7 @@ func (r *reporter) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.doc.OverRetained = p.OverRetained
+	r.doc.OverRetained, r.doc.RetiredAt = p.OverRetained, p.RetiredAt
 	for _, why := range p.Refused {
 		r.doc.Refused = append(r.doc.Refused, refusalDoc{At: r.doc.At, What: "retention", Why: why})
 	}
@@ -136,7 +136,10 @@ func (r *reporter) floor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.doc.Window = wal.Window
+	r.doc.Window, r.doc.present = wal.Window, map[string]bool{}
+	if !r.doc.RetiredAt.IsZero() {
+		return nil // it has no floor any more
+	}
 	since := r.doc.At.Add(-r.k.Policy.Window)
 	for _, g := range wal.Gaps {
 		r.fail("under-retained", "", "no zone holds the WAL from %s to %s of timeline %d", g.From, g.To, g.Timeline)
@@ -163,7 +166,6 @@ func (r *reporter) floor(ctx context.Context) error {
 			r.fail("under-retained", "", "snapshot %s is whole in %d zones (%s), want %d", s.Body.ID, len(s.Zones), strings.Join(s.Zones, ", "), need)
 		}
 	}
-	r.doc.present = map[string]bool{}
 	for _, s := range snaps.List {
 		r.doc.present[s.Body.ID] = true
 	}
@@ -177,6 +179,9 @@ func (r *reporter) ledgers(ctx context.Context) error {
 		return err
 	}
 	byMark := map[string]*deletionDoc{}
+	if err := r.letGoEarly(entries); err != nil {
+		return err
+	}
 	for _, e := range entries {
 		if e.Subject["cluster"] != r.conf.Name {
 			continue
@@ -202,10 +207,27 @@ func (r *reporter) ledgers(ctx context.Context) error {
 	return r.deletions(ctx, byMark)
 }
 
+// letGoEarly takes what approved plans let go for what need not be there.
+func (r *reporter) letGoEarly(entries []ledger.Record) error {
+	for _, e := range entries {
+		if e.Type != ledger.TypeRemovalIntent || e.Subject["cluster"] != r.conf.Name {
+			continue
+		}
+		var b removalEntry
+		if err := json.Unmarshal(e.Body, &b); err != nil {
+			return fmt.Errorf("reading entry %d of ledger %s: %w", e.Index, e.Origin, err)
+		}
+		for _, id := range b.Snapshots {
+			r.doc.present[id] = r.doc.present[id] || b.Early != nil
+		}
+	}
+	return nil
+}
+
 // taken finds a snapshot that the ledger has, within the floor, and no zone.
 func (r *reporter) taken(e ledger.Record) {
 	id := e.Subject["snapshot"]
-	if r.doc.At.Sub(e.Time.Wall) < r.k.Policy.Floor() && !r.doc.present[id] {
+	if r.doc.RetiredAt.IsZero() && r.doc.At.Sub(e.Time.Wall) < r.k.Policy.Floor() && !r.doc.present[id] {
 		r.fail("under-retained", "", "snapshot %s was taken %s, within keep_at_least %s, and is not there", id, clock(e.Time.Wall), span(r.k.Policy.Floor()))
 	}
 }
@@ -218,7 +240,10 @@ type removalEntry struct {
 	WAL       int               `json:"wal_stretches"`
 	Removed   int               `json:"objects_removed"`
 	Zones     map[string]string `json:"zones"`
-	Ended     []struct {
+	Early     *struct {
+		Hash string `json:"plan_hash"`
+	} `json:"purge_early"`
+	Ended []struct {
 		Mark    string            `json:"mark"`
 		Removed int               `json:"objects_removed"`
 		Zones   map[string]string `json:"zones"`

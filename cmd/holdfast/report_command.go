@@ -84,6 +84,9 @@ var reportFormats = map[string]func(io.Writer, []retentionReport) error{
 func reportText(out io.Writer, list []retentionReport) error {
 	for _, d := range list {
 		fmt.Fprintf(out, "%s at %s: %s\n", d.Cluster, clock(d.At), d.verdict())
+		if !d.RetiredAt.IsZero() {
+			fmt.Fprintf(out, "RETIRED since %s: all of it goes, and nothing of it is taken any more\n", clock(d.RetiredAt))
+		}
 		for _, f := range d.Failures {
 			fmt.Fprintf(out, "  FAIL %s%s: %s\n", f.Kind, after(" in zone ", f.Zone), f.What)
 		}

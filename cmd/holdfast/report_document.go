@@ -11,7 +11,8 @@ import (
 type retentionReport struct {
 	OK           bool                     `json:"ok"`
 	Cluster      string                   `json:"cluster"`
-	At           time.Time                `json:"at"` // when the zones were listed
+	RetiredAt    time.Time                `json:"retired_at,omitzero"` // zero: it is protected
+	At           time.Time                `json:"at"`                  // when the zones were listed
 	Period       window                   `json:"period"`
 	Policy       policyDoc                `json:"policy"`
 	Failures     []failureDoc             `json:"failures"`

@@ -115,10 +115,10 @@ func (e *env) root() *cobra.Command {
 func (e *env) addCommands(root *cobra.Command) {
 	root.AddCommand(
 		e.initCommand(), e.checkCommand(), e.configCommand(), e.keysCommand(), e.zoneCommand(),
-		e.daemonCommand(), e.watchCommand(), e.witnessCommand(), e.lineageCommand(), e.statusCommand(),
+		e.daemonCommand(), e.watchCommand(), e.witnessCommand(), e.lineageCommand(), e.clusterCommand(), e.statusCommand(),
 		e.snapshotCommand(), e.walCommand(),
 		e.restoreCommand(),
-		e.retentionCommand(), e.holdCommand(),
+		e.retentionCommand(), e.holdCommand(), e.approveCommand(),
 		e.projectCommand(), e.purgeCommand(),
 		e.drillCommand(), e.ledgerCommand(), e.evidenceCommand(),
 		e.incidentCommand(), e.catalogCommand(), e.versionCommand(),

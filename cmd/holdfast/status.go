@@ -24,6 +24,7 @@ type statusDoc struct {
 
 type clusterStatus struct {
 	Name         string              `json:"name"`
+	RetiredAt    time.Time           `json:"retired_at,omitzero"`
 	Window       window              `json:"window"`
 	RPO          measure             `json:"rpo"`
 	RTO          measure             `json:"rto"`
@@ -129,6 +130,13 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 		return c, err
 	}
 	c.Window, c.Zones = wal.Window, wal.Zones
+	gone, err := w.catalog.Retired(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	for _, r := range gone.Bodies() {
+		c.RetiredAt = r.RetiredAt
+	}
 	snaps, err := w.catalog.Snapshots(ctx, name)
 	if err != nil {
 		return c, err
@@ -222,6 +230,9 @@ func (n *node) statusNow(ctx context.Context, in clusterQuery) (statusDoc, error
 func (d *statusDoc) judge() {
 	for i := range d.Clusters {
 		c := &d.Clusters[i]
+		if !c.RetiredAt.IsZero() {
+			continue // it has no objectives any more
+		}
 		if o, m := c.RPO.Objective, c.RPO.Measured; o != nil && m != nil && *m > *o {
 			c.Missed = append(c.Missed, fmt.Sprintf("RPO: %.0f s would be lost now, the objective is %.0f s", *m, *o))
 		}
@@ -237,6 +248,11 @@ func (d *statusDoc) judge() {
 
 func (d statusDoc) text(w io.Writer) {
 	for _, c := range d.Clusters {
+		if !c.RetiredAt.IsZero() {
+			fmt.Fprintf(w, "%s\n  RETIRED        since %s: nothing of it is taken, and what there was goes; %s not yet marked\n", c.Name, clock(c.RetiredAt), count(c.Kept.Snapshots, "snapshot"))
+			c.incidentText(w)
+			continue
+		}
 		fmt.Fprintf(w, "%s\n  restorable     %s to %s\n", c.Name, clock(c.Window.From), clock(c.Window.To))
 		fmt.Fprintf(w, "  RPO            %s (objective %s)\n", c.RPO.text(c.RPO.Measured), c.RPO.text(c.RPO.Objective))
 		rto := "not measured"
@@ -268,15 +284,19 @@ func (d statusDoc) text(w io.Writer) {
 		for _, m := range c.Missed {
 			fmt.Fprintln(w, "  MISSED        ", m)
 		}
-		for _, i := range c.Incidents {
-			fmt.Fprintf(w, "  INCIDENT       %s, since %s; see `holdfast incident show %s`\n", i.Title, clock(i.OpenedAt), i.Key)
-		}
+		c.incidentText(w)
 	}
 	for _, z := range d.Zones {
 		fmt.Fprintf(w, "zone %-12s %s, %d objects behind; %s%s\n", z.Name, z.State, z.Behind, coverText(z.Verified, d.At), after(": ", z.Err))
 	}
 	if !d.Daemon {
 		fmt.Fprintln(w, "no daemon answers on this node: RPO and incidents are not known")
+	}
+}
+
+func (c clusterStatus) incidentText(w io.Writer) {
+	for _, i := range c.Incidents {
+		fmt.Fprintf(w, "  INCIDENT       %s, since %s; see `holdfast incident show %s`\n", i.Title, clock(i.OpenedAt), i.Key)
 	}
 }
 

@@ -29,7 +29,7 @@ func (p *protected) watchWAL(ctx context.Context) error {
 	w := &walWatcher{p: p}
 	tick := time.NewTicker(p.cfg.WAL.CheckEvery.Std())
 	defer tick.Stop()
-	for {
+	for !p.isRetired() {
 		look, cancel := context.WithTimeout(ctx, walMendTime)
 		if err := w.look(look); err != nil && ctx.Err() == nil {
 			p.n.log.Warn("the WAL in the zones is not all as it should be, or cannot be looked at; looking again", zap.String("cluster", p.cfg.Name), zap.Error(err))
@@ -41,6 +41,7 @@ func (p *protected) watchWAL(ctx context.Context) error {
 			return nil
 		}
 	}
+	return nil
 }
 
 // walWatcher remembers between looks: what is missing once may be on its way.

@@ -45,7 +45,8 @@ type world struct {
 	indexTo  []age.Recipient // data, and the index identity's own
 	signer   note.Signer
 	vkey     string
-	holder   *holding // nil: reads only
+	holder   *holding // nil: reads only, or writes a note without being a node
+	journal  string   // of the vault, where there is no holder; "": reads only
 	cleanups []func() error
 }
 
@@ -90,6 +91,17 @@ func (e *env) open(ctx context.Context) (*world, error) {
 		}
 	}
 	return openWorld(ctx, cfg, e.logger(), false)
+}
+
+// writable reopens the repository so that a note can be written into its quorum by who is
+// no node. A zone that misses it gets it when a node verifies its copies.
+func (w *world) writable() (err error) {
+	if w.journal, err = os.MkdirTemp("", "holdfast-"); err != nil {
+		return fmt.Errorf("making a directory for the vault's journal: %w", err)
+	}
+	w.onClose(func() error { return os.RemoveAll(w.journal) })
+	w.zones = nil
+	return w.openVault(context.Background())
 }
 
 // openWorld opens the repository; hold says that it will be written, by this
@@ -184,7 +196,7 @@ func (w *world) openKeys(context.Context) (err error) {
 			return &fault{exit: exitUsage, err: fmt.Errorf("repository.signing_key: %w", err)}
 		}
 	}
-	return nil
+	return w.refuseOwnKey()
 }
 
 func (w *world) openIndex() error {
@@ -362,6 +374,8 @@ func (w *world) openVault(context.Context) error {
 	if w.holder != nil {
 		c.State = w.state("vault")
 		c.NoHeal, c.Lock, c.OnReturn = w.noHeal, w.lockKept, w.zoneReturned
+	} else {
+		c.State = w.journal
 	}
 	var err error
 	if w.vault, err = vault.Open(c); err != nil {

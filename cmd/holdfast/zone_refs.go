@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/holdfast-dr/holdfast/internal/approval"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -33,10 +34,13 @@ func (w *world) scrubRefs(ctx context.Context, ends lockEnds, known knownRefs) (
 			return nil, nil, err
 		}
 	}
-	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.CertificateDir, catalog.ProofsDir} {
+	for _, prefix := range []string{catalog.TombstonesDir, catalog.ForgottenDir, catalog.HoldsDir, catalog.RetiredDir, catalog.CertificateDir, catalog.ProofsDir, approval.PlansDir} {
 		if err := all.add(w.noteRefs(ctx, prefix, func(string) bool { return false }, known)); err != nil {
 			return nil, nil, err
 		}
+	}
+	if err := all.add(w.approvalRefs(ctx, known)); err != nil {
+		return nil, nil, err
 	}
 	if err := all.add(w.keyRefs(ctx, known)); err != nil {
 		return nil, nil, err
@@ -183,15 +187,20 @@ func (w *world) keyRefs(ctx context.Context, known knownRefs) (refs []catalog.Re
 // noteRefs binds each note under prefix by the bytes that a trusted signer
 // vouches for.
 func (w *world) noteRefs(ctx context.Context, prefix string, skip func(string) bool, known knownRefs) (refs []catalog.Ref, faults []string, err error) {
+	return w.boundRefs(ctx, prefix, known, w.vouched, skip)
+}
+
+// boundRefs binds the notes below a prefix that are accepted.
+func (w *world) boundRefs(ctx context.Context, prefix string, known knownRefs, accept func(body []byte) error, skip ...func(string) bool) (refs []catalog.Ref, faults []string, err error) {
 	listing, err := w.vault.Reader().List(ctx, prefix)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, o := range listing.Objects {
-		if !strings.HasSuffix(o.Name, ".note") || skip(o.Name) {
+		if !strings.HasSuffix(o.Name, ".note") || slices.ContainsFunc(skip, func(out func(string) bool) bool { return out(o.Name) }) {
 			continue
 		}
-		ref, err := w.bind(ctx, o.Name, known, w.vouched)
+		ref, err := w.bind(ctx, o.Name, known, accept)
 		if err != nil {
 			faults = append(faults, fmt.Sprintf("%s: %v", o.Name, err))
 			continue
@@ -199,6 +208,17 @@ func (w *world) noteRefs(ctx context.Context, prefix string, skip func(string) b
 		refs = append(refs, ref)
 	}
 	return refs, faults, nil
+}
+
+// approvalRefs are the approvals by approvers of this configuration: another's vouches for
+// nothing, and nobody needs it.
+func (w *world) approvalRefs(ctx context.Context, known knownRefs) (refs []catalog.Ref, faults []string, err error) {
+	b := w.board()
+	if !b.Rule.Asks() {
+		return nil, nil, nil
+	}
+	refs, _, err = w.boundRefs(ctx, approval.ApprovalsDir, known, b.Signed)
+	return refs, nil, err
 }
 
 // vouched says whether a trusted signer with the duty for its kind signed a note.

@@ -2,8 +2,11 @@
 // done.
 //
 // A plan's hash is over its canonical JSON (RFC 8785): two plans that say the
-// same have one hash, whoever wrote them down. It never carries anything out and
-// never holds a key; a value that cannot be JSON is an error.
+// same have one hash, whoever wrote them down. Plans wait in the repository as signed
+// notes, and approvals of them are notes by approvers' own keys. It never carries a
+// plan out: whoever does asks for its Standing. It holds no key; an approval that
+// cannot be read or has expired does not count, and a value that cannot be JSON is an
+// error.
 package approval
 
 import (

@@ -17,6 +17,7 @@ const (
 	CertificateDir = "certificates/"
 	ProofsDir      = "proofs/"
 	HoldsDir       = "holds/"
+	RetiredDir     = "retired/"
 	DigestKeysDir  = "keys/digest/"
 	LedgerDir      = "ledger/"
 )

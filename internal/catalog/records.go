@@ -23,6 +23,8 @@ const (
 	KindProbe       = "probe v1"
 	KindHold        = "hold v1"
 	KindReleased    = "hold-released v1"
+	KindPlan        = "plan v1"     // body: approval.Waiting
+	KindApproval    = "approval v1" // body: approval.Approval, by an approver's own key
 )
 
 // Duty is what a trusted signer may vouch for.
@@ -30,21 +32,25 @@ type Duty string
 
 // The duties of repository.trusted_signers[].may.
 const (
-	DutySnapshot  Duty = "snapshot"  // intents, snapshots, forgotten marks
+	DutySnapshot  Duty = "snapshot"  // intents, snapshots, forgotten marks, plans that wait
 	DutyWAL       Duty = "wal"       // lineages and WAL notes
-	DutyTombstone Duty = "tombstone" // tombstones, absences, statements, certificates, holds
+	DutyTombstone Duty = "tombstone" // tombstones, absences, statements, certificates, holds, ends of clusters
 	DutyLedger    Duty = "ledger"    // checkpoints, proofs, probes
+	// DutyApproval is no node's: it is of the keys of approvals.approvers.
+	DutyApproval Duty = "approval"
 )
 
 // DutyOf says which duty a kind of note needs.
 func DutyOf(kind string) Duty {
 	switch kind {
-	case KindIntent, KindSnapshot, KindForgotten, KindPlacement:
+	case KindIntent, KindSnapshot, KindForgotten, KindPlacement, KindPlan:
 		return DutySnapshot
 	case KindLineage, KindWAL:
 		return DutyWAL
-	case KindTombstone, KindAbsent, KindStatement, KindCertificate, KindHold, KindReleased:
+	case KindTombstone, KindAbsent, KindStatement, KindCertificate, KindHold, KindReleased, KindRetired:
 		return DutyTombstone
+	case KindApproval:
+		return DutyApproval
 	default:
 		return DutyLedger
 	}
