@@ -173,9 +173,9 @@ func placed(dir string) (m Marker, kept string, err error) {
 	return m, "", fmt.Errorf("what %s took the place of is no longer in %s: %w", dir, m.InPlace.Kept, fs.ErrNotExist)
 }
 
-// SignOff removes what was kept, and returns where that was.
-func SignOff(dir string, programs sandbox.Programs) (string, error) {
-	m, kept, err := placed(dir)
+// SignOff removes what was kept, and the marker of the restore, and returns where that was.
+func SignOff(dir string) (string, error) {
+	_, kept, err := placed(dir)
 	if err != nil {
 		return "", fmt.Errorf("signing off: %w", err)
 	}
@@ -189,8 +189,9 @@ func SignOff(dir string, programs sandbox.Programs) (string, error) {
 	if err := os.RemoveAll(kept); err != nil {
 		return "", fmt.Errorf("signing off %s: %w", dir, err)
 	}
-	m.InPlace = nil
-	return kept, m.write(dir, programs)
+	// It is production's own directory from here on: nothing of a restore's may open or
+	// discard it any more.
+	return kept, durable.Remove(filepath.Join(dir, marker))
 }
 
 // PutBack gives the directory of before its place again; the restored one is where

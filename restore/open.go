@@ -43,6 +43,9 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 	if err != nil {
 		return Opened{}, fmt.Errorf("opening: %w", err)
 	}
+	if m.InPlace != nil && !m.InPlace.At.IsZero() {
+		return Opened{}, fmt.Errorf("opening %s: it took the place of the cluster's own directory: start it as that is always started", dir)
+	}
 	if m.Result == nil || !m.Result.Complete || m.State != "closed" && m.State != "quarantined" && m.State != "open" {
 		return Opened{}, fmt.Errorf("opening %s: the restore into it is %s, not closed and complete; discard it and restore again", dir, m.State)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed" // the page
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"html/template"
 	"io"
@@ -108,8 +109,13 @@ func (w *world) drillReport(ctx context.Context, p evidence.Period) (drillReport
 		return doc, err
 	}
 	var logs [][]ledger.Record
+	var left []string
 	for _, o := range origins {
 		c, err := ledger.Latest(ctx, src, w.trust, w.repoID, o)
+		if errors.Is(err, ledger.ErrNoCheckpoint) {
+			left = append(left, o)
+			continue
+		}
 		if err != nil {
 			return doc, err
 		}
@@ -126,6 +132,7 @@ func (w *world) drillReport(ctx context.Context, p evidence.Period) (drillReport
 	if doc.Faults == nil {
 		doc.Faults = []ledger.Fault{}
 	}
+	doc.NotAssessed = append(doc.NotAssessed, evidence.LeftOut(left)...)
 	doc.NotAssessed = append(doc.NotAssessed, ledger.NotAssessed{What: "signatures and hashes of the whole ledgers", Why: "`evidence export` and `ledger verify` do that"})
 	doc.OK = len(doc.Faults) == 0
 	doc.Summary, doc.ByDrill = summed(doc.Drills), trends(doc.Drills)

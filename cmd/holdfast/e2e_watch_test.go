@@ -46,6 +46,7 @@ func TestTheWatcherTellsOfSilenceAndOfCutLedgers(t *testing.T) {
 	daemon.stop()
 	watch(0)
 
+	watch(0, "--late", "1ms", "--gone", "db")
 	if doc := watch(4, "--late", "1ms"); len(doc.Alarms) != 1 || doc.Alarms[0].Key != "ledger-late/db" {
 		t.Errorf("a silent node: %+v", doc.Alarms)
 	}

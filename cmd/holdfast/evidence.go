@@ -109,14 +109,14 @@ func (e *env) exportEvidence(ctx context.Context, w *world, p evidence.Period, o
 // evidence makes the bundle of a period and verifies it.
 func (w *world) evidence(ctx context.Context, p evidence.Period) ([]byte, evidence.Report, error) {
 	src := ledger.FromReader(w.vault.Reader())
-	logs, err := evidence.Logs(ctx, src, w.trust, w.repoID, p)
+	logs, left, err := evidence.Logs(ctx, src, w.trust, w.repoID, p)
 	if err != nil {
 		return nil, evidence.Report{}, err
 	}
 	if len(logs) == 0 {
 		return nil, evidence.Report{}, failed("a node writes one when its daemon runs, or a drill", "no zone holds a ledger: there is no evidence yet")
 	}
-	head := evidence.Head{Repository: w.repoID, Period: p, MadeAt: w.now().UTC(), Software: ledger.Software{Version: version}}
+	head := evidence.Head{Repository: w.repoID, Period: p, MadeAt: w.now().UTC(), Software: ledger.Software{Version: version}, LeftOut: left}
 	for _, s := range w.cfg.Repository.TrustedSigners {
 		head.Keys = append(head.Keys, s.Key)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -63,8 +64,14 @@ func (n *node) notePlans(ctx context.Context, starting bool) error {
 			n.log.Warn("an earlier entry about the drills' plans cannot be read", zap.Error(err))
 		}
 	}
-	_, err := n.append(ctx, ledger.TypeDrillPlans, nil, body)
-	return err
+	// What does not fit into one entry stands in several, each whole by itself.
+	rest := body.Abandoned
+	for {
+		body.Abandoned, rest = rest[:min(len(rest), mostAbandoned)], rest[min(len(rest), mostAbandoned):]
+		if _, err := n.append(ctx, ledger.TypeDrillPlans, nil, body); err != nil || len(rest) == 0 {
+			return err
+		}
+	}
 }
 
 // abandoned are the slots of earlier plans that passed until now and that no run
@@ -164,6 +171,9 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
+// mostAbandoned fit into an entry of the ledger.
+const mostAbandoned = 250
+
 // mostSlots of one schedule are looked at.
 const mostSlots = 100_000
 
@@ -173,5 +183,9 @@ func slotsOf(spec string, after, until time.Time) ([]time.Time, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.Slots(after, until, mostSlots), nil
+	slots := c.Slots(after, until, mostSlots+1)
+	if len(slots) > mostSlots {
+		return nil, fmt.Errorf("schedule %q has more than %d slots from %s to %s", spec, mostSlots, stampOf(after), stampOf(until))
+	}
+	return slots, nil
 }

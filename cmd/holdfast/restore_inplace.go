@@ -130,7 +130,7 @@ func (e *env) restoreSignOffCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "signoff DIR --confirm CLUSTER", Short: "Remove what an in-place restore kept of before", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			dir, _, err := e.restoreDir(args[0])
+			dir, records, err := e.restoreDir(args[0])
 			if err != nil {
 				return err
 			}
@@ -142,12 +142,15 @@ func (e *env) restoreSignOffCommand() *cobra.Command {
 				return refused("add --confirm "+m.Cluster+" once the restored cluster is what you want", "signing off %s removes what was there before: want the cluster's name typed", dir)
 			}
 			place := m.InPlace
-			gone, err := restore.SignOff(dir, placePrograms(&t))
+			gone, err := restore.SignOff(dir)
 			if errors.Is(err, fs.ErrNotExist) {
 				return refused("nothing is left to remove", "%w", err)
 			}
 			if err != nil {
 				return placeFault(err)
+			}
+			if err := records.forget(dir); err != nil {
+				e.unkept(err)
 			}
 			fmt.Fprintf(e.out, "removed %s; %s stands for itself now\n", gone, dir)
 			e.recordDiscard(c.Context(), restoreRecord{Dir: place.Kept, Cluster: m.Cluster, Plan: m.Plan})

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ type watcher struct {
 	*world
 	late   time.Duration // how old a node's newest entry may be
 	window time.Duration // how far back slots are looked at
+	gone   []string      // nodes that may be silent
 	dir    string        // of its own state; "" keeps none
 }
 
@@ -57,6 +59,7 @@ func (e *env) watchCommand() *cobra.Command {
 	var every, late, window time.Duration
 	var state string
 	var once bool
+	var gone []string
 	cmd := &cobra.Command{
 		Use: "watch", Short: "Watch the ledgers from outside, and alarm when a checkpoint or a drill's slot is late", Args: cobra.NoArgs,
 		Long: "Watch needs nothing but read access to the zones and the keys of who writes ledgers: run it where the\ndaemons' failure is not its own. It tells the receivers of `notify` (event incident), and prints. It keeps\nthe checkpoints that it saw, so that a ledger that is cut or replaced is an alarm. --once looks once and exits 4 with alarms.",
@@ -66,7 +69,7 @@ func (e *env) watchCommand() *cobra.Command {
 				return err
 			}
 			defer w.close()
-			x := &watcher{world: w, late: late, window: window, dir: state}
+			x := &watcher{world: w, late: late, window: window, gone: gone, dir: state}
 			if x.dir == "" && w.cfg.Node.State != "" {
 				x.dir = w.state("watch")
 			}
@@ -83,6 +86,7 @@ func (e *env) watchCommand() *cobra.Command {
 	f.DurationVar(&every, "every", time.Minute, "how often to look")
 	f.DurationVar(&late, "late", 45*time.Minute, "how old the newest entry of a node may be; nodes write one every ten minutes")
 	f.DurationVar(&window, "window", 14*24*time.Hour, "how far back slots are looked at")
+	f.StringArrayVar(&gone, "gone", nil, "a `NODE` that was given up and may be silent; may be repeated")
 	f.StringVar(&state, "state", "", "`DIR` for the checkpoints that were seen (default watch in node.state)")
 	f.BoolVar(&once, "once", false, "look once, print what was seen, and exit 4 with alarms")
 	return cmd
@@ -199,6 +203,9 @@ func (x *watcher) look(ctx context.Context) (watchDoc, error) {
 	var logs [][]ledger.Record
 	for _, o := range origins {
 		l, records, err := x.read(ctx, &doc, src, o, kept[o])
+		if errors.Is(err, ledger.ErrNoCheckpoint) && kept[o].Size == 0 {
+			continue // nobody's, or of a node that has not signed yet
+		}
 		if err != nil {
 			return doc, err
 		}
@@ -208,7 +215,7 @@ func (x *watcher) look(ctx context.Context) (watchDoc, error) {
 	for o, c := range kept {
 		doc.alarm("ledger-cut/"+o, "ledger "+o+" is gone", "it had %d entries when it was seen last", c.Size)
 	}
-	doc.silent(now, x.late)
+	doc.silent(now, x.late, x.gone)
 	for _, f := range evidence.Judge(logs, evidence.Period{From: now.Add(-x.window), To: now}, slotsOf).Faults {
 		switch f.Code {
 		case evidence.FaultSlot, evidence.FaultSchedule, evidence.FaultClock:
@@ -251,7 +258,7 @@ func (x *watcher) read(ctx context.Context, doc *watchDoc, src ledger.Source, or
 
 // silent finds nodes whose newest entry is too old. A log that its node gave up for
 // another is ended.
-func (d *watchDoc) silent(now time.Time, late time.Duration) {
+func (d *watchDoc) silent(now time.Time, late time.Duration, gone []string) {
 	newest := map[string]int{}
 	for i, l := range d.Logs {
 		if j, ok := newest[l.Node]; !ok || l.Last.After(d.Logs[j].Last) {
@@ -260,7 +267,7 @@ func (d *watchDoc) silent(now time.Time, late time.Duration) {
 	}
 	for i := range d.Logs {
 		l := &d.Logs[i]
-		if l.Ended = newest[l.Node] != i; !l.Ended && now.Sub(l.Last) > late {
+		if l.Ended = newest[l.Node] != i || slices.Contains(gone, l.Node); !l.Ended && now.Sub(l.Last) > late {
 			d.alarm("ledger-late/"+l.Node, "node "+l.Node+" is silent", "the newest entry of its ledger %s is of %s, %s ago", l.Origin, clock(l.Last), span(now.Sub(l.Last)))
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -34,8 +35,12 @@ func (n *node) witnesses() (*ledger.Cosigners, error) {
 	if err != nil {
 		return nil, usage("repository.witnesses: %w", err)
 	}
+	var seen sync.Map // url: whether it cosigned last
 	out.Told = func(url string, err error) {
 		key := "witness/" + url
+		if before, known := seen.Swap(url, err == nil); known && before == (err == nil) {
+			return
+		}
 		if err == nil {
 			n.settle(context.Background(), key, "it cosigned a checkpoint")
 			return

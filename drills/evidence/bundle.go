@@ -45,7 +45,8 @@ type Head struct {
 	Period
 	MadeAt   time.Time       `json:"made_at"`
 	Software ledger.Software `json:"software"`
-	Keys     []string        `json:"keys"` // the verifier keys that whoever made it trusts: to compare, not to trust
+	LeftOut  []string        `json:"left_out,omitempty"` // logs that nothing proves
+	Keys     []string        `json:"keys"`               // the verifier keys that whoever made it trusts: to compare, not to trust
 }
 
 // limits of what is read.

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -13,21 +14,24 @@ import (
 // Logs says what a bundle of the period holds of each log that src shows: its
 // entries from before the period, so far back that they say which drills were
 // configured when it began, to the newest; and proofs of the period's outcomes.
-// A log without a checkpoint that a trusted key signed is an error.
-func Logs(ctx context.Context, src ledger.Source, trust seal.Trust, repository string, p Period) ([]Log, error) {
+// A log without a checkpoint that a trusted key signed is left out, and named.
+func Logs(ctx context.Context, src ledger.Source, trust seal.Trust, repository string, p Period) (out []Log, left []string, err error) {
 	origins, err := Origins(ctx, src)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []Log
 	for _, o := range origins {
 		c, err := ledger.Latest(ctx, src, trust, repository, o)
+		if errors.Is(err, ledger.ErrNoCheckpoint) {
+			left = append(left, o)
+			continue
+		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		records, err := Entries(ctx, src, c, p.From)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		l := Log{Checkpoint: c, From: records[0].Index}
 		for _, r := range records {
@@ -37,7 +41,15 @@ func Logs(ctx context.Context, src ledger.Source, trust seal.Trust, repository s
 		}
 		out = append(out, l)
 	}
-	return out, nil
+	return out, left, nil
+}
+
+// LeftOut says that logs were left out because nothing proves them.
+func LeftOut(origins []string) (out []ledger.NotAssessed) {
+	for _, o := range origins {
+		out = append(out, ledger.NotAssessed{What: "the ledger " + o, Why: "it has no checkpoint that a trusted key signed: a node that has not reached the zones yet, a key that is not trusted here, or nobody's"})
+	}
+	return out
 }
 
 // Origins are the logs that src shows, sorted.

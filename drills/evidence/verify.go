@@ -206,6 +206,7 @@ func (v *verifier) covered() {
 	if len(v.rep.Logs) > 0 && v.rep.Until.Before(v.rep.Period.To.Add(-endSlack)) {
 		v.fault(ledger.FaultGap, "", -1, "the newest entry is of %s, and the period goes on until %s", stamp(v.rep.Until), stamp(v.rep.Period.To))
 	}
+	v.rep.NotAssessed = append(v.rep.NotAssessed, LeftOut(v.head.LeftOut)...)
 	v.rep.NotAssessed = append(v.rep.NotAssessed,
 		ledger.NotAssessed{What: "whether what was written into the ledgers was true", Why: "a ledger shows what was said, and that it was not changed since"},
 		ledger.NotAssessed{What: "whether the repository has a ledger that the bundle leaves out, or the logs have later entries", Why: "compare the logs with checkpoints that you kept, or were told in alerts"},

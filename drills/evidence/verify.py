@@ -36,6 +36,7 @@ SECOND = 1_000_000_000
 CLOCK_SLACK = 600 * SECOND
 END_SLACK = 3600 * SECOND
 MAX_OBJECT = 64 << 20
+MAX_SLOTS = 100_000
 MAX_OBJECTS = 1 << 20
 OUTCOMES = ["pass", "pass_with_gaps", "fail", "inconclusive", "timed_out", "aborted", "skipped", "missed"]
 LEVELS = ["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8"]
@@ -443,9 +444,11 @@ class Cron:
                 for h in sorted(self.hours):
                     for m in sorted(self.minutes):
                         at = self.instant(midnight + h * 3600 + m * 60) * SECOND
-                        if after < at <= until:
+                        if after < at <= until and len(out) <= MAX_SLOTS * 2:
                             out.append(at)
             date += datetime.timedelta(days=1)
+        if len(set(out)) > MAX_SLOTS:
+            raise Wrong("more than %d slots" % MAX_SLOTS)
         return sorted(set(out))
 
 
@@ -545,6 +548,8 @@ class Verifier:
             self.log(self.logs[origin])
         if not self.logs:
             self.fault("bundle", "", -1, "it holds no ledger")
+        for origin in self.head.get("left_out") or []:
+            self.not_assessed.append("the ledger %s: it has no checkpoint that a trusted key signed" % origin)
         self.contained()
         self.witnessed()
         self.proofs()

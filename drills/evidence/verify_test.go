@@ -412,3 +412,23 @@ func TestBothVerifiersAskForTheWitness(t *testing.T) {
 		}
 	}
 }
+
+// What anybody may have put under ledger/ hides nothing and stops nothing.
+func TestALogThatNothingProvesIsLeftOutAndNamed(t *testing.T) {
+	z := zone{ledger.Dir(t.TempDir())}
+	n := newNode(t, "standby", z)
+	n.at(begins).plans(drills.Plans{})
+	n.at(period.To).append(ledger.TypeHeartbeat, map[string]string{})
+	n.anchor()
+	if err := z.Put(t.Context(), "ledger/evil-00000000/checkpoint/7", []byte("nothing\n")); err != nil {
+		t.Fatal(err)
+	}
+	bundle := n.export()
+	rep, other := verify(t, n, bundle, nil, evidence.Period{}), script(t, n, bundle)
+	if !rep.OK || !other.OK || len(rep.Logs) != 1 {
+		t.Fatalf("%s\n%s", pretty(rep), pretty(other))
+	}
+	if !slices.ContainsFunc(rep.NotAssessed, func(x ledger.NotAssessed) bool { return x.What == "the ledger evil-00000000" }) {
+		t.Errorf("it is not named: %s", pretty(rep.NotAssessed))
+	}
+}

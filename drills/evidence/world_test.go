@@ -249,9 +249,12 @@ func (n *node) export() []byte {
 
 func exportOf(t testing.TB, src ledger.Source, trust seal.Trust) []byte {
 	t.Helper()
-	logs := must[[]evidence.Log](t)(evidence.Logs(t.Context(), src, trust, repository, period))
+	logs, left, err := evidence.Logs(t.Context(), src, trust, repository, period)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out bytes.Buffer
-	head := evidence.Head{Repository: repository, Period: period, MadeAt: period.To.Add(time.Hour)}
+	head := evidence.Head{Repository: repository, Period: period, MadeAt: period.To.Add(time.Hour), LeftOut: left}
 	if err := evidence.Write(t.Context(), &out, src, head, logs); err != nil {
 		t.Fatal(err)
 	}

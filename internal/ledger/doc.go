@@ -25,6 +25,9 @@ var (
 	// ErrForked means that the zones hold other bytes under this origin's names:
 	// two copies of one state have both been running. Nothing was signed.
 	ErrForked = errors.New("the zones hold another ledger of this origin")
+	// ErrNoCheckpoint means that no checkpoint of a log is signed by a trusted key:
+	// nothing of it is proven.
+	ErrNoCheckpoint = errors.New("it has no checkpoint that a trusted key signed")
 	// ErrState means that the state directory is damaged.
 	ErrState = errors.New("the ledger's state is damaged")
 )

@@ -82,7 +82,12 @@ func Latest(ctx context.Context, src Source, trust seal.Trust, repository, origi
 			faults = append(faults, err)
 		}
 	}
-	return Checkpoint{}, fmt.Errorf("latest checkpoint of %s: none that a trusted key signed: %w", origin, errors.Join(faults...))
+	for _, err := range faults {
+		if !errors.Is(err, seal.ErrUntrusted) && !errors.Is(err, seal.ErrDamaged) {
+			return Checkpoint{}, fmt.Errorf("latest checkpoint of %s: %w", origin, errors.Join(faults...))
+		}
+	}
+	return Checkpoint{}, fmt.Errorf("latest checkpoint of %s: %w: %w", origin, ErrNoCheckpoint, errors.Join(faults...))
 }
 
 // Read returns the records [from, to) of a checkpoint's tree, each proven to be
