@@ -126,6 +126,12 @@ func witnessListener(ctx context.Context, addr string, secure bool) (net.Listene
 	return l, nil
 }
 
+func say(rw http.ResponseWriter, a ledger.Answer) {
+	rw.Header().Set("Content-Type", a.Type)
+	rw.WriteHeader(a.Status)
+	_, _ = rw.Write(a.Body) // who asked is gone
+}
+
 // maxAdd bounds a request: 63 hashes and a checkpoint.
 const maxAdd = 64 << 10
 
@@ -140,10 +146,9 @@ func serveWitness(ctx context.Context, l net.Listener, w *ledger.Witness, cert, 
 		if a.Status != http.StatusOK && a.Status != http.StatusConflict {
 			log.Warn("a checkpoint was not cosigned", zap.Int("status", a.Status), zap.ByteString("why", a.Body))
 		}
-		rw.Header().Set("Content-Type", a.Type)
-		rw.WriteHeader(a.Status)
-		_, _ = rw.Write(a.Body) // who asked is gone
+		say(rw, a)
 	})
+	mux.HandleFunc("GET "+ledger.LatestPath+"{log}", func(rw http.ResponseWriter, q *http.Request) { say(rw, w.Latest(q.PathValue("log"))) })
 	s := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	defer context.AfterFunc(ctx, func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)

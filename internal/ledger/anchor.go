@@ -308,8 +308,13 @@ func (l *Ledger) sign(ctx context.Context, size int64) (Checkpoint, error) {
 		defer l.mu.Unlock()
 		return l.state.ReadHashes(indexes)
 	})
-	if c, err = l.conf.Witnesses.cosign(ctx, c, own, l.conf.Now()); err != nil {
+	seen, err := l.conf.Witnesses.cosign(ctx, l.conf, c, own)
+	if err != nil {
 		return c, err
+	}
+	// What is kept can never be another: no line that a witness gave may spoil it.
+	if _, err := openCheckpoint(seen.Signed, l.conf.Repository, l.Origin(), l.conf.Trust); err == nil {
+		c = seen
 	}
 	return c, l.save("signed", c.Signed)
 }

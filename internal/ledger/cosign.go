@@ -57,8 +57,9 @@ func NewCosigners(keys map[string]string) (*Cosigners, error) {
 }
 
 // cosign returns c with the lines of the witnesses that answered. That a witness
-// has a later state of the log, or another, is [ErrRolledBack] or [ErrForked].
-func (w *Cosigners) cosign(ctx context.Context, c Checkpoint, hashes tlog.HashReader, now time.Time) (Checkpoint, error) {
+// shows a checkpoint of this log, signed by a trusted key, which c does not go on
+// from, is [ErrRolledBack] or [ErrForked]; its word alone stops nothing.
+func (w *Cosigners) cosign(ctx context.Context, conf Config, c Checkpoint, hashes tlog.HashReader) (Checkpoint, error) {
 	if w == nil {
 		return c, nil
 	}
@@ -66,7 +67,7 @@ func (w *Cosigners) cosign(ctx context.Context, c Checkpoint, hashes tlog.HashRe
 	var g sync.WaitGroup
 	for i, one := range w.list {
 		g.Go(func() {
-			if lines[i], errs[i] = one.ask(ctx, c, hashes, now); w.Told != nil && (lines[i] != nil || errs[i] != nil) {
+			if lines[i], errs[i] = one.ask(ctx, conf, c, hashes); w.Told != nil && (lines[i] != nil || errs[i] != nil) {
 				w.Told(one.url, errs[i])
 			}
 		})
@@ -82,13 +83,17 @@ func (w *Cosigners) cosign(ctx context.Context, c Checkpoint, hashes tlog.HashRe
 }
 
 // ask shows one witness the checkpoint; neither a line nor an error: it is left alone.
-func (o *cosigner) ask(ctx context.Context, c Checkpoint, hashes tlog.HashReader, now time.Time) ([]byte, error) {
+func (o *cosigner) ask(ctx context.Context, conf Config, c Checkpoint, hashes tlog.HashReader) ([]byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	now := conf.Now()
 	if now.Before(o.resume) {
 		return nil, nil
 	}
-	line, err := o.try(ctx, c, hashes)
+	line, err := o.try(ctx, conf, c, hashes)
+	if ctx.Err() != nil {
+		return nil, nil // it is we who did not wait
+	}
 	if err != nil && !isFatal(err) {
 		o.resume = now.Add(cosignPause)
 		return nil, fmt.Errorf("cosigning by the witness %s: %w", o.url, err)
@@ -97,7 +102,7 @@ func (o *cosigner) ask(ctx context.Context, c Checkpoint, hashes tlog.HashReader
 }
 
 // try asks twice where the witness has another size than was believed.
-func (o *cosigner) try(ctx context.Context, c Checkpoint, hashes tlog.HashReader) ([]byte, error) {
+func (o *cosigner) try(ctx context.Context, conf Config, c Checkpoint, hashes tlog.HashReader) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, cosignWithin)
 	defer cancel()
 	for again := range 2 {
@@ -108,47 +113,61 @@ func (o *cosigner) try(ctx context.Context, c Checkpoint, hashes tlog.HashReader
 				return nil, err
 			}
 		}
-		status, body, err := o.post(ctx, formatAdd(o.size, proof, c.Signed))
+		status, body, err := o.send(ctx, http.MethodPost, "/add-checkpoint", formatAdd(o.size, proof, c.Signed))
 		switch {
 		case err != nil:
 			return nil, err
 		case status == http.StatusOK:
-			if _, err := o.key.Cosigned(append(bytes.Clone(c.Signed), body...)); err != nil {
-				return nil, err
+			text, _, _ := bytes.Cut(c.Signed, []byte("\n\n"))
+			line, err := o.key.Line(append(bytes.Clone(text), '\n'), body)
+			if err == nil {
+				o.size = c.Size
 			}
-			o.size = c.Size
-			return body, nil
-		case status == http.StatusUnprocessableEntity:
-			return nil, fmt.Errorf("%w: the witness %s saw another log of %s: stop the other copy, move the directory away and start again, and a new origin begins", ErrForked, o.url, c.Origin)
-		case status != http.StatusConflict:
-			return nil, fmt.Errorf("it answered %d: %s", status, strings.TrimSpace(string(body)))
-		}
-		if err := o.conflict(c, body); err != nil || again > 0 {
-			return nil, cmpOr(err, fmt.Errorf("it changed its mind: now it says %q", body))
+			return line, err
+		case status == http.StatusConflict && again == 0 && o.smaller(c, body):
+		case status == http.StatusConflict || status == http.StatusUnprocessableEntity:
+			return nil, cmpOr(o.proven(ctx, conf, c, hashes), fmt.Errorf("it says that it saw another history of this ledger (%d, %.200q), and shows no proof of that", status, body))
+		default:
+			return nil, fmt.Errorf("it answered %d: %.200q", status, body)
 		}
 	}
 	return nil, nil // not reached: the second turn returns
 }
 
-// conflict takes the size that the witness says it has.
-func (o *cosigner) conflict(c Checkpoint, body []byte) error {
+// smaller takes the size that the witness says it has, where c can go on from there.
+func (o *cosigner) smaller(c Checkpoint, body []byte) bool {
 	size, err := strconv.ParseInt(strings.TrimSpace(string(body)), 10, 64)
-	switch {
-	case err != nil || size < 0:
-		return fmt.Errorf("it says that it has size %q", body)
-	case size > c.Size:
-		return fmt.Errorf("%w: the witness %s cosigned %d entries of %s, and this state has %d: move the directory away and start again, and a new origin that names this one begins", ErrRolledBack, o.url, size, c.Origin, c.Size)
-	case size == o.size:
-		return fmt.Errorf("%w: the witness %s cosigned another checkpoint of size %d: stop the other copy, move the directory away and start again, and a new origin begins", ErrForked, o.url, size)
+	if err != nil || size < 0 || size > c.Size {
+		return false
 	}
 	o.size = size
-	return nil
+	return true
+}
+
+// proven asks for the checkpoint that the witness saw last, and says what it proves:
+// nil where it is none of this log's, or one that c goes on from.
+func (o *cosigner) proven(ctx context.Context, conf Config, c Checkpoint, hashes tlog.HashReader) error {
+	status, body, err := o.send(ctx, http.MethodGet, LatestPath+c.Origin, nil)
+	if err != nil || status != http.StatusOK {
+		return nil //nolint:nilerr // no proof
+	}
+	seen, err := openCheckpoint(body, conf.Repository, c.Origin, conf.Trust)
+	switch {
+	case err != nil:
+		return nil //nolint:nilerr // no proof
+	case seen.Size > c.Size:
+		return fmt.Errorf("%w: the witness %s shows a signed checkpoint of %d entries of %s, and this state has %d: move the directory away and start again, and a new origin that names this one begins", ErrRolledBack, o.url, seen.Size, c.Origin, c.Size)
+	}
+	if root, err := tlog.TreeHash(seen.Size, hashes); err != nil || root == seen.Root {
+		return nil //nolint:nilerr // no proof
+	}
+	return fmt.Errorf("%w: the witness %s shows another signed checkpoint of size %d: stop the other copy, move the directory away and start again, and a new origin begins", ErrForked, o.url, seen.Size)
 }
 
 func isFatal(err error) bool { return errors.Is(err, ErrForked) || errors.Is(err, ErrRolledBack) }
 
-func (o *cosigner) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, o.url+"/add-checkpoint", bytes.NewReader(body))
+func (o *cosigner) send(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
+	q, err := http.NewRequestWithContext(ctx, method, o.url+path, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}

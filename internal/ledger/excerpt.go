@@ -72,7 +72,7 @@ type Excerpt struct {
 
 // Contains says whether c is a checkpoint of this very log.
 func (e *Excerpt) Contains(c Checkpoint) bool {
-	if c.Origin != e.Origin || c.Size < 1 || tlog.StoredHashCount(c.Size) > int64(len(e.log.hashes)) {
+	if c.Origin != e.Origin || c.Size < 1 || c.Size > e.Top.Size || tlog.StoredHashCount(c.Size) > int64(len(e.log.hashes)) {
 		return false
 	}
 	root, err := tlog.TreeHash(c.Size, &e.log)

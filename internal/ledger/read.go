@@ -213,7 +213,7 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 // Contains says whether old, a checkpoint that somebody kept, is of the log whose
 // checkpoint c is: false where the log was cut since, or replaced.
 func Contains(ctx context.Context, src Source, c, old Checkpoint) (bool, error) {
-	if old.Origin != c.Origin || old.Size > c.Size {
+	if old.Origin != c.Origin || old.Size < 1 || old.Size > c.Size {
 		return false, nil
 	}
 	root, err := tlog.TreeHash(old.Size, provenBy(ctx, src, c))

@@ -159,7 +159,7 @@ func (v *verifier) origin(ctx context.Context, o listed) error {
 
 // contains says whether c is a checkpoint of l's own tree.
 func (v *verifier) contains(l *verified, c Checkpoint) bool {
-	if tlog.StoredHashCount(c.Size) > int64(len(l.hashes)) {
+	if c.Size < 1 || c.Size > l.top.Size || tlog.StoredHashCount(c.Size) > int64(len(l.hashes)) {
 		return false
 	}
 	root, err := tlog.TreeHash(c.Size, l)

@@ -40,6 +40,22 @@ type Answer struct {
 	Body   []byte
 }
 
+// LatestPath, with the name of a log behind it, is where a witness shows the
+// checkpoint that it cosigned last: the proof behind a refusal.
+const LatestPath = "/latest/"
+
+// Latest is the checkpoint of a log that was cosigned last.
+func (w *Witness) Latest(origin string) Answer {
+	if !originRE.MatchString(origin) {
+		return answer(http.StatusBadRequest, "%q is the name of no log", origin)
+	}
+	data, err := os.ReadFile(w.path(origin))
+	if err != nil {
+		return answer(http.StatusNotFound, "nothing of log %s was cosigned", origin)
+	}
+	return Answer{Status: http.StatusOK, Type: "text/plain; charset=utf-8", Body: data}
+}
+
 // sizeType is the type of the body that names the size a witness has.
 const sizeType = "text/x.tlog.size"
 

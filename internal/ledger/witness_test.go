@@ -27,6 +27,7 @@ type witnessed struct {
 	vkey    string
 	down    atomic.Bool
 	told    []error
+	lie     func(Answer, []byte) Answer // what a hostile witness makes of an honest answer
 }
 
 func newWitnessed(t *testing.T) *witnessed {
@@ -46,11 +47,18 @@ func newWitnessed(t *testing.T) *witnessed {
 	w.witness = &Witness{Dir: t.TempDir(), Repository: "repo1", Trust: w.trust, Signer: signer, Now: w.conf.Now}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
 		body, err := io.ReadAll(q.Body)
-		if err != nil || w.down.Load() || q.URL.Path != "/add-checkpoint" {
+		origin, latest := strings.CutPrefix(q.URL.Path, LatestPath)
+		if err != nil || w.down.Load() || !latest && q.URL.Path != "/add-checkpoint" {
 			rw.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		a := w.witness.AddCheckpoint(body)
+		a := w.witness.Latest(origin)
+		if !latest {
+			a = w.witness.AddCheckpoint(body)
+		}
+		if w.lie != nil {
+			a = w.lie(a, body)
+		}
 		rw.WriteHeader(a.Status)
 		_, _ = rw.Write(a.Body)
 	}))
@@ -155,6 +163,45 @@ func TestAWitnessRevealsAStateThatWentBackWithItsZones(t *testing.T) {
 				if live != w.conf.Dir {
 					replace(copied, live)
 				}
+			}
+		})
+	}
+}
+
+// A witness that lies spoils no checkpoint and stops no ledger.
+func TestAHostileWitnessHoldsNothingUp(t *testing.T) {
+	other := func(s string) func(Answer, []byte) Answer {
+		return func(a Answer, _ []byte) Answer { return Answer{Status: a.Status, Body: []byte(s)} }
+	}
+	status := func(n int, s string) func(Answer, []byte) Answer {
+		return func(Answer, []byte) Answer { return Answer{Status: n, Body: []byte(s)} }
+	}
+	for name, lie := range map[string]func(Answer, []byte) Answer{
+		"an empty line before":  func(a Answer, _ []byte) Answer { a.Body = append([]byte("\n"), a.Body...); return a },
+		"a line more":           func(a Answer, _ []byte) Answer { a.Body = append(a.Body, "— evil AAAAAAAA\n"...); return a },
+		"its line twice":        func(a Answer, _ []byte) Answer { a.Body = append(a.Body, a.Body...); return a },
+		"no signature":          other("— auditor AAAAAAAA\n"),
+		"nothing":               other(""),
+		"a great size":          status(409, "999999\n"),
+		"a size that is none":   status(409, "many"),
+		"a proof that is wrong": status(422, "no"),
+		"a redirect":            status(302, ""),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWitnessed(t)
+			w.lie = lie
+			l := w.open()
+			w.append(l, 3)
+			w.cosigned(w.anchor(l), false)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l = w.open() // and it starts again
+			w.append(l, 2)
+			w.anchor(l)
+			w.sound(w.zones)
+			if len(w.told) == 0 || w.told[0] == nil {
+				t.Error("nobody was told")
 			}
 		})
 	}

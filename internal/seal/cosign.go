@@ -100,6 +100,18 @@ func (v CosignVerifier) Verify(msg, sig []byte) bool {
 	return ed25519.Verify(v.key, cosigMessage(msg, binary.BigEndian.Uint64(sig)), sig[8:])
 }
 
+// Line takes a witness's answer for a checkpoint of that text, which must be one
+// cosignature of v and nothing else, and returns the line in its one form.
+func (v CosignVerifier) Line(text, answer []byte) ([]byte, error) {
+	bad := fmt.Errorf("cosignature of %s: %w: want one line of its signature, got %.200q", v.name, ErrDamaged, answer)
+	encoded, ok := strings.CutPrefix(string(answer), "— "+v.name+" ")
+	sig, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSuffix(encoded, "\n"))
+	if !ok || err != nil || len(sig) != 4+8+ed25519.SignatureSize || binary.BigEndian.Uint32(sig) != v.id || !v.Verify(text, sig[4:]) {
+		return nil, bad
+	}
+	return []byte("— " + v.name + " " + base64.StdEncoding.EncodeToString(sig) + "\n"), nil
+}
+
 // Cosigned says when v signed a note: an error where it did not.
 func (v CosignVerifier) Cosigned(signed []byte) (time.Time, error) {
 	n, err := note.Open(signed, note.VerifierList(v))
