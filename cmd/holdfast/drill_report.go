@@ -246,6 +246,9 @@ func drillsText(out io.Writer, p evidence.Period, f evidence.Findings) {
 		if d.Followed != nil {
 			next = " (passed again " + clock(d.Followed.FinishedAt) + ")"
 		}
+		if d.Late && d.Record != nil && passedDrill(d.Outcome) {
+			next = " (LATE: announced " + clock(d.Told) + ")" + next
+		}
 		rows = append(rows, []string{clock(d.DueAt), d.Name, strings.ToUpper(d.Outcome), level, took, id, d.Why + next})
 	}
 	table(out, "DUE\tDRILL\tOUTCOME\tLEVEL\tRTO\tID\tWHY", rows)

@@ -130,12 +130,12 @@ func (w *world) evidence(ctx context.Context, p evidence.Period) ([]byte, eviden
 
 func (e *env) evidenceVerifyCommand() *cobra.Command {
 	var from, to string
-	var keys, known, witnesses []string
+	var keys, known, witnesses, gone []string
 	cmd := &cobra.Command{
 		Use: "verify FILE", Short: "Verify a file of evidence offline; exit 4 where something does not hold", Args: cobra.ExactArgs(1),
 		Long: "Verify computes everything anew from the file and the keys. With --key it needs no configuration:\nhave the keys from somebody you trust, not from the file. Without, the trusted signers of the\nconfiguration count. verify.py in the file takes the same arguments and finds the same.",
 		RunE: func(c *cobra.Command, args []string) error {
-			opt := evidence.Options{Schedule: slotsOf}
+			opt := evidence.Options{Schedule: slotsOf, Gone: gone}
 			var err error
 			if opt.Trust, err = e.evidenceTrust(keys); err != nil {
 				return err
@@ -165,6 +165,7 @@ func (e *env) evidenceVerifyCommand() *cobra.Command {
 	f.StringArrayVar(&keys, "key", nil, "verifier key `VKEY` to trust; may be repeated")
 	f.StringArrayVar(&known, "known", nil, "a checkpoint or an earlier bundle that you kept, in `FILE`: the ledgers must still contain it; may be repeated")
 	f.StringArrayVar(&witnesses, "witness", nil, "key `VKEY` of a witness that must have cosigned the newest checkpoints; may be repeated")
+	f.StringArrayVar(&gone, "gone", nil, "a `NODE` that was given up and may be silent in the period; may be repeated")
 	f.StringVar(&from, "from", "", "`DAY` or time at which the period begins that you asked for (default what the file says)")
 	f.StringVar(&to, "to", "", "`DAY` or time at which it ends, not included")
 	return cmd

@@ -80,6 +80,11 @@ func (n *node) notePlans(ctx context.Context, starting bool) error {
 // entries of a node's ledgers, of which own is the one that goes on.
 func abandoned(tails [][]ledger.Record, own string, configured []drills.Plan, now time.Time) (out []drills.Abandoned, errs error) {
 	known := announced(tails)
+	for _, tail := range tails { // what went before a log was told when that began
+		if last, _, _ := newestPlans(tail); last.Origin == own {
+			tails = [][]ledger.Record{tail}
+		}
+	}
 	for _, tail := range tails {
 		last, old, err := newestPlans(tail)
 		errs = errors.Join(errs, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/drills"
@@ -48,7 +49,9 @@ type Drill struct {
 	Cluster  string         `json:"cluster"`
 	Trigger  string         `json:"trigger,omitempty"`
 	DueAt    time.Time      `json:"due_at"`
-	Outcome  string         `json:"outcome"` // of a drill, or pending, missing, abandoned
+	Told     time.Time      `json:"announced_at,omitzero"`
+	Late     bool           `json:"late,omitempty"` // announced when its deadline was past
+	Outcome  string         `json:"outcome"`        // of a drill, or pending, missing, abandoned
 	Why      string         `json:"why,omitempty"`
 	Record   *drills.Record `json:"record,omitempty"`
 	Followed *Follow        `json:"followed_by,omitempty"` // of one that did not pass
@@ -74,10 +77,13 @@ type Findings struct {
 func Judge(logs [][]ledger.Record, p Period, schedule Schedule) Findings {
 	j := &judge{
 		period: p, schedule: schedule, ids: map[string]bool{}, dues: map[string]due{}, outcomes: map[string][]outcome{},
-		abandoned: map[string]drills.Abandoned{}, plans: map[string][]plans{}, until: map[string]time.Time{},
+		abandoned: map[string]abandoned{}, plans: map[string][]plans{}, listed: map[string]bool{}, until: map[string]time.Time{},
 	}
 	for _, log := range logs {
 		j.log(log)
+	}
+	for _, list := range j.plans {
+		slices.SortStableFunc(list, func(a, b plans) int { return a.entry.Time.Wall.Compare(b.entry.Time.Wall) })
 	}
 	j.slots()
 	j.scheduled()
@@ -95,8 +101,9 @@ type judge struct {
 	ids       map[string]bool
 	dues      map[string]due
 	outcomes  map[string][]outcome
-	abandoned map[string]drills.Abandoned
+	abandoned map[string]abandoned
 	plans     map[string][]plans   // by node
+	listed    map[string]bool      // slots that a schedule made
 	until     map[string]time.Time // the newest entry of each node
 }
 
@@ -107,6 +114,11 @@ type due struct {
 
 type outcome struct {
 	drills.Record
+	entry ledger.Record
+}
+
+type abandoned struct {
+	drills.Abandoned
 	entry ledger.Record
 }
 
@@ -121,6 +133,9 @@ func (j *judge) fault(code string, e ledger.Record, format string, args ...any) 
 
 // clockSlack is how far a clock may be set back between two entries.
 const clockSlack = 10 * time.Minute
+
+// mostOwed is how long a slot may wait for its outcome, whatever the entries say.
+const mostOwed = 31 * 24 * time.Hour
 
 func (j *judge) log(records []ledger.Record) {
 	var before time.Time
@@ -162,7 +177,7 @@ func (j *judge) entry(e ledger.Record) error {
 		}
 		j.plans[e.Host.Node] = append(j.plans[e.Host.Node], plans{p, e})
 		for _, a := range p.Abandoned {
-			j.abandoned[drills.SlotKey(a.Drill, a.DueAt)] = a
+			j.abandoned[drills.SlotKey(a.Drill, a.DueAt)] = abandoned{a, e}
 		}
 	}
 	return nil
@@ -175,6 +190,12 @@ func (j *judge) due(e ledger.Record) error {
 	}
 	if d.Slot == "" || d.Deadline.IsZero() {
 		return fmt.Errorf("it announces no slot with a deadline")
+	}
+	if own := drills.SlotKey(d.Drill, d.DueAt); d.Slot != own && !strings.HasPrefix(d.Slot, d.Drill+"/asked/") {
+		return fmt.Errorf("it announces the slot %q, and its time makes it %q", d.Slot, own)
+	}
+	if d.Deadline.Sub(d.DueAt) > mostOwed {
+		return fmt.Errorf("slot %s has until %s: longer than any slot", d.Slot, stamp(d.Deadline))
 	}
 	if before, ok := j.dues[d.Slot]; ok {
 		if !before.Deadline.Equal(d.Deadline) || !before.DueAt.Equal(d.DueAt) {
@@ -192,7 +213,7 @@ func (j *judge) slots() {
 		if !j.period.holds(d.DueAt) {
 			continue
 		}
-		line := Drill{Slot: slot, Name: d.Drill, Cluster: d.Cluster, Trigger: d.Trigger, DueAt: d.DueAt, Outcome: Pending}
+		line := Drill{Slot: slot, Name: d.Drill, Cluster: d.Cluster, Trigger: d.Trigger, DueAt: d.DueAt, Outcome: Pending, Told: d.entry.Time.Wall, Late: d.entry.Time.Wall.After(d.Deadline)}
 		told := j.outcomes[slot]
 		if len(told) == 0 && d.Deadline.Before(j.Until) {
 			line.Outcome, line.Why = Missing, "no entry tells its outcome"
@@ -217,6 +238,15 @@ func (j *judge) slots() {
 
 // record judges an outcome by the entry that announced its slot, and by itself.
 func (j *judge) record(d due, o outcome) {
+	if o.entry.Origin != d.entry.Origin || o.entry.Index <= d.entry.Index || o.Selection != nil && o.Selection.DueIndex != d.entry.Index {
+		j.fault(FaultSlot, o.entry, "drill %s does not follow the entry that announced it, %d of %s", o.ID, d.entry.Index, d.entry.Origin)
+	}
+	if end, wall := o.FinishedAt, o.entry.Time.Wall; end.Before(d.entry.Time.Wall.Add(-clockSlack)) || end.Before(wall.Add(-clockSlack)) || end.After(wall.Add(clockSlack)) || end.Before(o.StartedAt) {
+		j.fault(FaultOutcome, o.entry, "drill %s says that it ran from %s to %s; it was announced at %s and told at %s", o.ID, stamp(o.StartedAt), stamp(end), stamp(d.entry.Time.Wall), stamp(wall))
+	}
+	if !j.configured(d) {
+		j.fault(FaultSlot, o.entry, "drill %s of cluster %s, plan %s, is not what the node was configured to run", d.Drill, d.Cluster, d.PlanHash)
+	}
 	if o.PlanHash != d.PlanHash {
 		j.fault(FaultSlot, o.entry, "drill %s ran plan %s, and entry %d announced %s", o.ID, o.PlanHash, d.entry.Index, d.PlanHash)
 	}

@@ -15,7 +15,6 @@ import (
 func (j *judge) scheduled() {
 	for _, node := range slices.Sorted(maps.Keys(j.until)) {
 		list := j.plans[node]
-		slices.SortStableFunc(list, func(a, b plans) int { return a.entry.Time.Wall.Compare(b.entry.Time.Wall) })
 		if len(list) == 0 || list[0].entry.Time.Wall.After(j.period.From) {
 			until := "its last entry"
 			if len(list) > 0 {
@@ -38,6 +37,31 @@ func (j *judge) scheduled() {
 	}
 }
 
+// configured says whether a scheduled drill is one that the entries about plans around
+// its announcement name: the one before it, or, for one that a daemon ran before it
+// had written them, the one behind it. Where there is none nothing is known.
+func (j *judge) configured(d due) bool {
+	if d.Trigger != "schedule" {
+		return true
+	}
+	var around []plans
+	for _, p := range j.plans[d.entry.Host.Node] {
+		if p.entry.Time.Wall.After(d.entry.Time.Wall) {
+			around = append(around, p)
+			break
+		}
+		around = []plans{p}
+	}
+	for _, p := range around {
+		for _, one := range p.Drills {
+			if one.Name == d.Drill && one.Cluster == d.Cluster && one.PlanHash == d.PlanHash {
+				return true
+			}
+		}
+	}
+	return len(around) == 0
+}
+
 // planned looks at one drill from the entry p on until end.
 func (j *judge) planned(node string, p ledger.Record, d drills.Plan, end time.Time) {
 	after, until := later(p.Time.Wall, j.period.From.Add(-time.Nanosecond)), end
@@ -52,16 +76,26 @@ func (j *judge) planned(node string, p ledger.Record, d drills.Plan, end time.Ti
 		j.fault(FaultSchedule, p, "drill %s: %v", d.Name, err)
 		return
 	}
+	if d.Owes < 0 || d.Owes > mostOwed.Seconds() {
+		j.fault(FaultSchedule, p, "drill %s owes its outcomes after %g s: longer than any slot", d.Name, d.Owes)
+		return
+	}
 	owes := time.Duration(d.Owes * float64(time.Second))
 	for _, at := range slots {
 		key := drills.SlotKey(d.Name, at)
-		if _, ok := j.dues[key]; ok || !at.Add(owes).Before(j.until[node]) {
+		if _, ok := j.dues[key]; ok || j.listed[key] {
 			continue
 		}
+		j.listed[key] = true
 		line := Drill{Slot: key, Name: d.Name, Cluster: d.Cluster, Trigger: "schedule", DueAt: at.UTC(), Outcome: Missing, Why: "no entry announced it"}
-		if a, ok := j.abandoned[key]; ok {
+		a, ok := j.abandoned[key]
+		switch {
+		// By the next entry about plans, or one that was too long for one and went on behind it.
+		case ok && a.entry.Host.Node == node && !a.entry.Time.Wall.After(end.Add(clockSlack)):
 			line.Outcome, line.Why = Abandoned, a.Why
-		} else {
+		case !at.Add(owes).Before(j.until[node]):
+			line.Outcome, line.Why = Pending, ""
+		default:
 			j.fault(FaultSchedule, p, "drill %s was due at %s by %q, and no entry announced it", d.Name, stamp(at), d.Schedule)
 		}
 		j.Drills = append(j.Drills, line)

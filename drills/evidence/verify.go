@@ -25,6 +25,8 @@ type Options struct {
 	// Witnesses must each have cosigned the newest checkpoint of every log that goes
 	// on: nobody then holds another one of the same size.
 	Witnesses []seal.CosignVerifier
+	// Gone are nodes that were given up: they may be silent in the period.
+	Gone []string
 	// Period is what the reader asked for; zero: what the bundle says.
 	Period Period
 }
@@ -201,10 +203,23 @@ func (v *verifier) leaf(origin string, index int64) []byte {
 // hour is six heartbeats.
 const endSlack = time.Hour
 
-// covered wants the entries to reach the period's end.
+// covered wants the entries of every node to reach the period's end: a log that was
+// cut back to an earlier checkpoint of its own is whole by itself.
 func (v *verifier) covered() {
-	if len(v.rep.Logs) > 0 && v.rep.Until.Before(v.rep.Period.To.Add(-endSlack)) {
-		v.fault(ledger.FaultGap, "", -1, "the newest entry is of %s, and the period goes on until %s", stamp(v.rep.Until), stamp(v.rep.Period.To))
+	newest := map[string]LogDoc{}
+	for _, l := range v.rep.Logs {
+		if known, ok := newest[l.Node]; !l.Last.IsZero() && (!ok || l.Last.After(known.Last)) {
+			newest[l.Node] = l
+		}
+	}
+	for node, l := range newest {
+		switch {
+		case slices.Contains(v.opt.Gone, node):
+		case l.Last.Before(v.rep.Period.From):
+			v.rep.NotAssessed = append(v.rep.NotAssessed, ledger.NotAssessed{What: "node " + node, Why: "the newest entry of its ledgers is of " + stamp(l.Last) + ", before the period"})
+		case l.Last.Before(v.rep.Period.To.Add(-endSlack)):
+			v.fault(ledger.FaultGap, l.Origin, l.Size, "the newest entry of node %s is of %s, and the period goes on until %s", node, stamp(l.Last), stamp(v.rep.Period.To))
+		}
 	}
 	v.rep.NotAssessed = append(v.rep.NotAssessed, LeftOut(v.head.LeftOut)...)
 	v.rep.NotAssessed = append(v.rep.NotAssessed,

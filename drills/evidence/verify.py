@@ -2,13 +2,13 @@
 """Verify a bundle of evidence about restore drills, offline, with Python alone.
 
     python3 verify.py FILE --key VKEY [--key VKEY ...] [--known FILE ...]
-                      [--witness VKEY ...] [--from DAY] [--to DAY] [--output text|json]
+                      [--witness VKEY ...] [--gone NODE ...] [--from DAY] [--to DAY] [--output text|json]
 
 FILE is what `holdfast evidence export` wrote. VKEY is the verifier key of a node
 that writes a ledger, had from somebody you trust, never from the bundle. --known
 names a checkpoint that you kept, or an earlier bundle: the ledgers must still
 contain it. --witness is the key of a witness that must have cosigned the newest
-checkpoints. --from and --to are the period that you asked for; without them the
+checkpoints, --gone a node that was given up and may be silent. --from and --to are the period that you asked for; without them the
 bundle's own is used.
 
 Exit codes: 0 everything holds, 2 usage, 4 something does not hold.
@@ -37,6 +37,8 @@ CLOCK_SLACK = 600 * SECOND
 END_SLACK = 3600 * SECOND
 MAX_OBJECT = 64 << 20
 MAX_SLOTS = 100_000
+MOST_OWED = 31 * 86400 * SECOND
+NEVER = -62135596800 * SECOND  # what the other verifier takes a missing time for
 MAX_OBJECTS = 1 << 20
 OUTCOMES = ["pass", "pass_with_gaps", "fail", "inconclusive", "timed_out", "aborted", "skipped", "missed"]
 LEVELS = ["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8"]
@@ -189,6 +191,8 @@ class Checkpoint:
             raise Wrong("not a checkpoint")
         self.log, self.size, self.root = lines[0], int(lines[1]), decode64(lines[2])
         self.origin = self.log.rsplit("/", 1)[-1]
+        if self.size >= 1 << 53:
+            raise Wrong("not a checkpoint: it is of size %d" % self.size)
         if len(self.root) != 32:
             raise Wrong("not a checkpoint: its root is no hash")
 
@@ -444,8 +448,10 @@ class Cron:
                 for h in sorted(self.hours):
                     for m in sorted(self.minutes):
                         at = self.instant(midnight + h * 3600 + m * 60) * SECOND
-                        if after < at <= until and len(out) <= MAX_SLOTS * 2:
+                        if after < at <= until:
                             out.append(at)
+            if len(out) > MAX_SLOTS * 2:
+                break
             date += datetime.timedelta(days=1)
         if len(set(out)) > MAX_SLOTS:
             raise Wrong("more than %d slots" % MAX_SLOTS)
@@ -462,15 +468,19 @@ class Record:
             text = leaf.decode()
             self.entry = parse(text)
             same = canonical(self.entry) == text
-        except (ValueError, RecursionError) as err:
+        except (ValueError, RecursionError, OverflowError) as err:
             raise Wrong("entry is not JSON: %s" % err) from err
         if not isinstance(self.entry, dict) or not same:
             raise Wrong("entry is not canonical JSON (RFC 8785)")
         if self.entry.get("schema") != SCHEMA:
             raise Wrong("entry of schema %r, want %r" % (self.entry.get("schema"), SCHEMA))
-        self.type, self.id, self.body = self.entry.get("type"), self.entry.get("record_id"), self.entry.get("body")
-        self.wall = when((self.entry.get("time") or {}).get("wall"))
-        self.node = (self.entry.get("host") or {}).get("node", "")
+        try:
+            self.type, self.id, self.body = str(self.entry["type"]), str(self.entry["record_id"]), self.entry["body"]
+            self.wall, self.node = when(self.entry["time"]["wall"]), str(self.entry["host"].get("node", ""))
+        except (KeyError, TypeError, AttributeError) as err:
+            raise Wrong("entry without a field that every entry has: %s" % err) from err
+        if not isinstance(self.body, dict):
+            raise Wrong("entry whose body is no object")
 
 
 class Log:
@@ -521,7 +531,10 @@ def read_bundle(data):
     try:
         head = json.loads(files["bundle.json"])
         head["from"], head["to"] = when(head["from"]), when(head["to"])
-    except (KeyError, ValueError, TypeError) as err:
+        if not isinstance(head.get("left_out") or [], list):
+            raise Wrong("left_out is no list")
+        seconds_text(head["from"] // SECOND), seconds_text(head["to"] // SECOND)
+    except Exception as err:  # whatever it is made of
         raise Wrong("bundle.json: %s" % err) from err
     if head.get("format") != FORMAT or not head.get("repository") or head["from"] >= head["to"]:
         raise Wrong("bundle.json is none of format %s" % FORMAT)
@@ -529,8 +542,8 @@ def read_bundle(data):
 
 
 class Verifier:
-    def __init__(self, keys, known, witnesses, period):
-        self.keys, self.known, self.witnesses, self.asked = keys, known, witnesses, period
+    def __init__(self, keys, known, witnesses, gone, period):
+        self.keys, self.known, self.witnesses, self.gone, self.asked = keys, known, witnesses, gone, period
         self.faults, self.drills, self.not_assessed, self.logs = [], [], [], {}
 
     def fault(self, code, origin, index, what):
@@ -554,8 +567,7 @@ class Verifier:
         self.witnessed()
         self.proofs()
         Judge(self).judge()
-        if self.logs and self.until < self.end - END_SLACK:
-            self.fault("gap", "", -1, "the newest entry is of %s, and the period goes on until %s" % (stamp(self.until), stamp(self.end)))
+        self.covered()
 
     def sort_files(self):
         for name, body in self.files.items():
@@ -586,6 +598,9 @@ class Verifier:
             self.fault("signature", log.origin, -1, "it has no checkpoint that a trusted key signed")
             return
         log.top = good[-1]
+        if log.top.size > WIDTH * (MAX_OBJECTS + 1):
+            self.fault("gap", log.origin, 0, "the hashes of its entries are missing")
+            return
         width = {n: min(WIDTH, log.top.size - n * WIDTH) for n in range(-(-log.top.size // WIDTH))}
         hashes = {tile_path("0", n, w): n for n, w in width.items()}
         bundles = {tile_path("entries", n, w): n for n, w in width.items()}
@@ -662,6 +677,21 @@ class Verifier:
                 except Wrong:
                     self.fault("witness", log.origin, log.top.size, "no witness %s has cosigned the newest checkpoint" % w.name)
 
+    def covered(self):
+        """Every node's entries must reach the period's end."""
+        newest = {}
+        for log in self.logs.values():
+            if log.records and (log.records[0].node not in newest or log.records[-1].wall > newest[log.records[0].node].records[-1].wall):
+                newest[log.records[0].node] = log
+        for node, log in newest.items():
+            last = log.records[-1].wall
+            if node in self.gone:
+                continue
+            if last < self.start:
+                self.not_assessed.append("node %s: the newest entry of its ledgers is of %s, before the period" % (node, stamp(last)))
+            elif last < self.end - END_SLACK:
+                self.fault("gap", log.origin, log.top.size, "the newest entry of node %s is of %s, and the period goes on until %s" % (node, stamp(last), stamp(self.end)))
+
     def proofs(self):
         for name in sorted(n for n in self.files if n.startswith("proofs/")):
             found = re.fullmatch(r"proofs/([^/]+)/(0|[1-9][0-9]{0,18})\.tlog-proof", name)
@@ -693,7 +723,7 @@ class Verifier:
 
 class Judge:
     def __init__(self, v):
-        self.v, self.ids, self.dues, self.outcomes, self.abandoned, self.plans, self.last = v, set(), {}, {}, {}, {}, {}
+        self.v, self.ids, self.dues, self.outcomes, self.abandoned, self.plans, self.last, self.listed = v, set(), {}, {}, {}, {}, {}, set()
         v.until = 0
 
     def fault(self, code, r, what):
@@ -705,6 +735,8 @@ class Judge:
     def judge(self):
         for origin in sorted(self.v.logs):
             self.log(self.v.logs[origin].records)
+        for plans in self.plans.values():
+            plans.sort(key=lambda r: r.wall)
         self.slots()
         self.scheduled()
         self.v.drills.sort(key=lambda d: (d["due_at"], d["slot"]))
@@ -722,7 +754,7 @@ class Judge:
             self.last[r.node] = max(self.last.get(r.node, 0), r.wall)
             try:
                 self.entry(r)
-            except (Wrong, KeyError, TypeError, AttributeError, ValueError) as err:
+            except Exception as err:  # whatever it is made of
                 self.fault("slot", r, "its body cannot be read: %s" % err)
 
     def entry(self, r):
@@ -731,6 +763,11 @@ class Judge:
             slot, at, deadline = b["slot"], when(b["due_at"]), when(b["deadline"])
             if not slot:
                 raise Wrong("it announces no slot")
+            own = "%s/%s" % (b["drill"], stamp(at))
+            if slot != own and not slot.startswith(b["drill"] + "/asked/"):
+                raise Wrong("it announces the slot %r, and its time makes it %r" % (slot, own))
+            if deadline - at > MOST_OWED:
+                raise Wrong("slot %s has until %s: longer than any slot" % (slot, stamp(deadline)))
             if slot in self.dues:
                 if self.dues[slot][1:3] != (at, deadline):
                     raise Wrong("slot %s is announced again for another time" % slot)
@@ -739,46 +776,75 @@ class Judge:
         elif r.type == "drill.outcome":
             if b.get("outcome") not in OUTCOMES:
                 raise Wrong("outcome %r is none" % b.get("outcome"))
-            self.outcomes.setdefault(b.get("slot", ""), []).append(r)
+            at = b.get("due_at")
+            r.due_at = when(at) if at is not None else NEVER
+            self.outcomes.setdefault(str(b.get("slot", "")), []).append(r)
         elif r.type == "drill.plans":
+            for d in b.get("drills") or []:
+                if not (isinstance(d.get("name", ""), str) and isinstance(d.get("schedule", ""), str) and isinstance(d.get("owes", 0), (int, float))):
+                    raise Wrong("a drill of them is none")
             self.plans.setdefault(r.node, []).append(r)
             for a in b.get("abandoned") or []:
-                self.abandoned["%s/%s" % (a["drill"], stamp(when(a["due_at"])))] = a.get("why", "")
+                self.abandoned["%s/%s" % (a["drill"], stamp(when(a["due_at"])))] = (r, str(a.get("why", "")))
 
     def slots(self):
         for slot, (due, at, deadline) in self.dues.items():
             if not self.in_period(at):
                 continue
             told = self.outcomes.get(slot, [])
-            line = {"slot": slot, "name": due.body.get("drill", ""), "due_at": at, "outcome": "pending"}
+            line = {"slot": slot, "name": due.body.get("drill", ""), "due_at": at, "outcome": "pending", "late": due.wall > deadline}
             if not told and deadline < self.v.until:
                 line["outcome"] = "missing"
                 self.fault("slot", due, "slot %s was due by %s and has no outcome" % (slot, stamp(deadline)))
             if told:
                 line["outcome"], line["reason"] = told[0].body["outcome"], told[0].body.get("reason", "")
-                line["rto"] = (told[0].body.get("rto") or {}).get("measured")
+                rto = told[0].body.get("rto")
+                line["rto"] = rto.get("measured") if isinstance(rto, dict) else None
                 self.record(due, told[0])
             for more in told[1:]:
                 self.fault("slot", more, "slot %s has a second outcome" % slot)
             self.v.drills.append(line)
         for slot, told in self.outcomes.items():
-            at = told[0].body.get("due_at")
-            if slot not in self.dues and at and self.in_period(when(at)):
+            if slot not in self.dues and self.in_period(told[0].due_at):
                 self.fault("slot", told[0], "outcome of slot %r, which was never announced" % slot)
 
     def record(self, due, r):
         b = r.body
+        try:
+            chosen = b.get("selection")
+            if r.origin != due.origin or r.index <= due.index or (chosen is not None and chosen.get("due_index") != due.index):
+                self.fault("slot", r, "it does not follow the entry that announced it, %d of %s" % (due.index, due.origin))
+            began, end = (when(b[k]) if k in b else NEVER for k in ("started_at", "finished_at"))
+            if end < due.wall - CLOCK_SLACK or abs(end - r.wall) > CLOCK_SLACK or end < began:
+                self.fault("outcome", r, "its times are not those between the entries that announced and told it")
+            if not self.configured(due):
+                self.fault("slot", r, "it is not what the node was configured to run")
+        except Exception as err:  # whatever it is made of
+            self.fault("slot", r, "its body cannot be read: %s" % err)
         if b.get("plan_hash") != due.body.get("plan_hash"):
             self.fault("slot", r, "it ran another plan than was announced")
         try:
             if b.get("selection") is not None and (b.get("target") is not None or b.get("failure") is None):
                 self.choice(due, b)
-        except (Wrong, KeyError, TypeError, ValueError) as err:
+        except Exception as err:  # whatever it is made of
             self.fault("choice", r, "the choice is not the one that its slot's entry makes: %s" % err)
         try:
             self.entailed(b)
-        except (Wrong, KeyError, TypeError, ValueError) as err:
+        except Exception as err:  # whatever it is made of
             self.fault("outcome", r, "its outcome does not follow from the rest of it: %s" % err)
+
+    def configured(self, due):
+        """Do the entries about plans around an announcement name its drill?"""
+        if due.body.get("trigger") != "schedule":
+            return True
+        around = []
+        for p in self.plans.get(due.node, []):
+            if p.wall > due.wall:
+                around.append(p)
+                break
+            around = [p]
+        names = [(d.get("name"), d.get("cluster"), d.get("plan_hash")) for p in around for d in p.body.get("drills") or []]
+        return not around or (due.body.get("drill"), due.body.get("cluster"), due.body.get("plan_hash")) in names
 
     def choice(self, due, b):
         pick = due.body.get("pick")
@@ -798,15 +864,18 @@ class Judge:
 
     def scheduled(self):
         for node in sorted(self.last):
-            plans = sorted(self.plans.get(node, []), key=lambda r: r.wall)
+            plans = self.plans.get(node, [])
             if not plans or plans[0].wall > self.v.start:
                 self.v.not_assessed.append("whether node %s announced every slot before %s" % (node, stamp(plans[0].wall) if plans else "its last entry"))
             for i, r in enumerate(plans):
                 end = plans[i + 1].wall if i + 1 < len(plans) else self.last[node]
                 for d in r.body.get("drills") or []:
-                    self.planned(node, r, d, max(r.wall, self.v.start - 1), min(end, self.v.end - 1))
+                    try:
+                        self.planned(node, r, d, max(r.wall, self.v.start - 1), min(end, self.v.end - 1), end)
+                    except Exception as err:  # whatever it is made of
+                        self.fault("schedule", r, "a plan that cannot be read: %s" % err)
 
-    def planned(self, node, r, d, after, until):
+    def planned(self, node, r, d, after, until, end):
         if not d.get("schedule") or after >= until:
             return
         try:
@@ -817,13 +886,20 @@ class Judge:
         except Wrong as err:
             self.fault("schedule", r, "drill %s: %s" % (d["name"], err))
             return
+        owes = d.get("owes", 0)
+        if owes < 0 or owes * SECOND > MOST_OWED:
+            raise Wrong("drill %s owes its outcomes after %g s: longer than any slot" % (d["name"], owes))
         for at in slots:
             key = "%s/%s" % (d["name"], stamp(at))
-            if key in self.dues or at + int(d["owes"] * SECOND) >= self.last[node]:
+            if key in self.dues or key in self.listed:
                 continue
+            self.listed.add(key)
             line = {"slot": key, "name": d["name"], "due_at": at, "outcome": "missing"}
-            if key in self.abandoned:
-                line["outcome"], line["reason"] = "abandoned", self.abandoned[key]
+            by, why = self.abandoned.get(key, (None, ""))
+            if by is not None and by.node == node and by.wall <= end + CLOCK_SLACK:
+                line["outcome"], line["reason"] = "abandoned", why
+            elif at + int(owes * SECOND) >= self.last[node]:
+                line["outcome"] = "pending"
             else:
                 self.fault("schedule", r, "drill %s was due at %s, and no entry announced it" % (d["name"], stamp(at)))
             self.v.drills.append(line)
@@ -845,8 +921,7 @@ def choose(plan_hash, slot, pick):
                 return "", {"kind": "time", "time": nanos_text((a + 1 + at) * 1_000_000), **zone}
             at -= max(b - a, 0)
         raise Wrong("no span of time was covered")
-    never = -62135596800 * SECOND
-    stalest = min(range(len(ids)), key=lambda i: when(pick["candidates"][i]["proven_at"]) if "proven_at" in pick["candidates"][i] else never)
+    stalest = min(range(len(ids)), key=lambda i: when(pick["candidates"][i]["proven_at"]) if "proven_at" in pick["candidates"][i] else NEVER)
     places = {"latest": len(ids) - 1, "oldest": 0, "random": drawn % len(ids), "stalest": stalest}
     if select not in places:
         raise Wrong("selector %r" % select)
@@ -913,6 +988,7 @@ def arguments():
     p.add_argument("--key", metavar="VKEY", action="append", required=True, help="verifier key to trust; may be repeated")
     p.add_argument("--known", metavar="FILE", action="append", default=[], help="a checkpoint that you kept, or an earlier bundle")
     p.add_argument("--witness", metavar="VKEY", action="append", default=[], help="key of a witness that must have cosigned the newest checkpoints")
+    p.add_argument("--gone", metavar="NODE", action="append", default=[], help="a node that was given up and may be silent in the period")
     p.add_argument("--from", dest="start", metavar="DAY", help="beginning of the period that you asked for")
     p.add_argument("--to", dest="end", metavar="DAY", help="its end, not included")
     p.add_argument("--output", choices=["text", "json"], default="text")
@@ -932,7 +1008,7 @@ def arguments():
 
 def main():
     a = arguments()
-    v = Verifier(a.keys, a.seen, a.witnesses, a.period)
+    v = Verifier(a.keys, a.seen, a.witnesses, a.gone, a.period)
     v.verify(a.data)
     v.faults.sort(key=lambda f: (f["origin"], f["index"], f["code"], f["what"]))
     if a.output == "json":
@@ -944,6 +1020,7 @@ def main():
         print("ledger %s: entries %d to %d of %d" % (origin, log.start, log.start + len(log.records) - 1, log.top.size if log.top else 0))
     for d in v.drills:
         rto = "" if d.get("rto") is None else ", recovered in %.0f s" % d["rto"]
+        rto += ", announced LATE" if d.get("late") and d["outcome"].startswith("pass") else ""
         print("%s  %-14s %s%s%s" % (stamp(d["due_at"]), d["outcome"], d["name"], rto, "  " + d["reason"] if d.get("reason") else ""))
     counts = {}
     for d in v.drills:

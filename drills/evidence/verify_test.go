@@ -285,6 +285,54 @@ func TestForgedLedgersAreFound(t *testing.T) {
 		{"a night that was abandoned, and told", func(n *node) {
 			n.at(at.Add(8 * time.Hour)).plans(drills.Plans{Abandoned: []drills.Abandoned{{Drill: "nightly", DueAt: at, Why: "its state is lost"}}})
 		}, nil},
+		{"an outcome before it was announced", func(n *node) {
+			n.at(at)
+			_, choice, a := n.announce(at.Add(7*day), picks(drills.Random, at.Add(7*day))) // another night, honest
+			r := record(2, choice, a, at.Add(7*day))
+			n.at(at.Add(7*day + 10*time.Minute))
+			n.append(ledger.TypeDrillOutcome, r)
+			p := picks(drills.Random, at)
+			b := drills.Announcement{Due: ledger.Due{Slot: drills.SlotKey("nightly", at), DueAt: at, Deadline: at.Add(5 * time.Hour)}, ID: "x", Drill: "nightly", Cluster: "cms", PlanHash: "plan", Trigger: "schedule", Pick: &p}
+			early := record(4, must[drills.Choice](t)(drills.Choose(b.PlanHash, b.Slot, p)), b, n.now.Add(-10*time.Minute))
+			n.append(ledger.TypeDrillOutcome, early)
+			n.append(ledger.TypeDrillDue, b)
+		}, []string{"slot"}},
+		{"told long after it is said to have run", func(n *node) {
+			index, choice, a := n.at(at).announce(at, picks(drills.Random, at))
+			n.at(at.Add(8*time.Hour)).append(ledger.TypeDrillOutcome, record(index, choice, a, at))
+		}, []string{"outcome"}},
+		{"a slot announced for a time of another year", func(n *node) {
+			_, _, a := n.at(at).announce(at.Add(-400*day), picks(drills.Random, at))
+			a.Slot = drills.SlotKey("nightly", at)
+			n.append(ledger.TypeDrillDue, a)
+		}, []string{"slot", "schedule"}},
+		{"a plan that owes nothing for years", func(n *node) {
+			lazy := nightly()
+			lazy.Owes = 1e9
+			n.at(begins.Add(time.Minute)).plans(drills.Plans{Drills: []drills.Plan{lazy}})
+		}, []string{"schedule"}},
+		{"a slot that has years", func(n *node) {
+			_, _, a := n.at(at).announce(at.Add(day), picks(drills.Random, at))
+			a.Slot, a.DueAt, a.Deadline = drills.SlotKey("nightly", at), at, at.Add(900*day)
+			n.append(ledger.TypeDrillDue, a)
+		}, []string{"slot", "schedule"}},
+		{"a drill that was not configured", func(n *node) {
+			p := picks(drills.Random, at)
+			a := drills.Announcement{Due: ledger.Due{Slot: drills.SlotKey("nightly", at), DueAt: at, Deadline: at.Add(5 * time.Hour)}, ID: "x", Drill: "nightly", Cluster: "toy", PlanHash: "easy", Trigger: "schedule", Pick: &p}
+			index := n.at(at).append(ledger.TypeDrillDue, a)
+			r := record(index, must[drills.Choice](t)(drills.Choose(a.PlanHash, a.Slot, p)), a, at)
+			n.at(at.Add(10*time.Minute)).append(ledger.TypeDrillOutcome, r)
+		}, []string{"slot"}},
+		{"a slot abandoned by an entry of a year later", func(n *node) {
+			n.at(at.Add(8 * time.Hour)).plans(drills.Plans{})
+			n.at(at.Add(9 * time.Hour)).plans(drills.Plans{Abandoned: []drills.Abandoned{{Drill: "nightly", DueAt: at, Why: "its state is lost"}}})
+		}, []string{"schedule"}},
+		{"bodies that are none", func(n *node) {
+			n.at(at)
+			n.append(ledger.TypeDrillPlans, map[string]any{"drills": []any{1, map[string]any{"name": 5, "schedule": "x", "owes": "y"}}})
+			n.append(ledger.TypeDrillOutcome, map[string]any{"slot": []int{1}, "outcome": "pass", "due_at": 7, "rto": []int{}})
+			n.append(ledger.TypeDrillDue, map[string]any{"slot": 1})
+		}, []string{"slot"}},
 		{"a drill written later, for the night before", func(n *node) {
 			n.at(at.Add(20*time.Hour)).append(ledger.TypeHeartbeat, map[string]string{})
 			n.night(at, drills.Random, nil)
@@ -430,5 +478,59 @@ func TestALogThatNothingProvesIsLeftOutAndNamed(t *testing.T) {
 	}
 	if !slices.ContainsFunc(rep.NotAssessed, func(x ledger.NotAssessed) bool { return x.What == "the ledger evil-00000000" }) {
 		t.Errorf("it is not named: %s", pretty(rep.NotAssessed))
+	}
+}
+
+// With two nodes, one of whose logs is cut back to an earlier checkpoint of its own,
+// the other's entries do not stand for it.
+func TestALogThatFallsSilentIsFound(t *testing.T) {
+	z := zone{ledger.Dir(t.TempDir())}
+	quiet, loud := newNode(t, "drill", z), newNode(t, "db", z)
+	trust := must[seal.Trust](t)(seal.NewTrust([]seal.TrustedSigner{{VKey: quiet.vkey, May: []string{"ledger"}}, {VKey: loud.vkey, May: []string{"ledger"}}}))
+	quiet.at(period.From.Add(day)).plans(drills.Plans{})
+	quiet.anchor()
+	loud.at(begins).plans(drills.Plans{})
+	loud.at(period.To).append(ledger.TypeHeartbeat, map[string]string{})
+	loud.anchor()
+	bundle := exportOf(t, z.Dir, trust)
+	both := *loud
+	both.trust = trust
+	for _, gone := range []bool{false, true} {
+		opt, more := evidence.Options{Trust: trust, Schedule: schedule}, []string{"--key", quiet.vkey}
+		if gone {
+			opt.Gone, more = []string{"drill"}, append(more, "--gone", "drill")
+		}
+		rep := must[evidence.Report](t)(evidence.Verify(t.Context(), bytes.NewReader(bundle), opt))
+		other := script(t, &both, bundle, more...)
+		if a, b := codes(rep.Faults), codes(other.Faults); rep.OK != gone || !slices.Equal(a, b) {
+			t.Errorf("gone=%v: Verify %q, verify.py %q", gone, a, b)
+		}
+	}
+}
+
+// What anybody can write into the one file that nobody signed.
+func TestHostileHeadsAreNoBundles(t *testing.T) {
+	n := newNode(t, "standby", zone{ledger.Dir(t.TempDir())})
+	n.at(begins).plans(drills.Plans{})
+	n.at(period.To).append(ledger.TypeHeartbeat, map[string]string{})
+	n.anchor()
+	whole := n.export()
+	for name, head := range map[string]string{
+		"deep":      strings.Repeat("[", 200_000),
+		"a list":    "[]",
+		"left out":  `{"format":"holdfast-evidence/1","repository":"` + repository + `","from":"2026-10-01T00:00:00Z","to":"2026-10-15T00:00:00Z","left_out":5}`,
+		"no times":  `{"format":"holdfast-evidence/1","repository":"x","from":1,"to":2}`,
+		"no period": `{"format":"holdfast-evidence/1","repository":"x","from":"2026-10-15T00:00:00Z","to":"2026-10-15T00:00:00Z"}`,
+		"nothing":   "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			agree(t, n, change(t, whole, "bundle.json", func([]byte) []byte { return []byte(head) }), "bundle")
+		})
+	}
+	// A checkpoint that somebody kept, of a size that no tree has.
+	for _, c := range []ledger.Checkpoint{{Origin: "standby-00000000", Size: 1<<63 - 1}, {Origin: n.log.Origin(), Size: 1<<63 - 1}, {Origin: n.log.Origin()}} {
+		if rep := verify(t, n, whole, []ledger.Checkpoint{c}, evidence.Period{}); rep.OK {
+			t.Errorf("a checkpoint of size %d is contained", c.Size)
+		}
 	}
 }

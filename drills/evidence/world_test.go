@@ -235,7 +235,7 @@ func (n *node) missed(at time.Time) {
 		ID:  "missed", Drill: "nightly", Cluster: "cms", PlanHash: "plan", Trigger: "schedule",
 	}
 	n.at(at.Add(time.Hour)).append(ledger.TypeDrillDue, a)
-	r := drills.Record{ID: a.ID, Name: a.Drill, DueAt: at, PlanHash: "plan", Wanted: "L7", Phases: []drills.Phase{}, Checks: []drills.Check{}, Cleanup: drills.Cleanup{Verified: true}}
+	r := drills.Record{ID: a.ID, Name: a.Drill, DueAt: at, PlanHash: "plan", FinishedAt: n.now, Wanted: "L7", Phases: []drills.Phase{}, Checks: []drills.Check{}, Cleanup: drills.Cleanup{Verified: true}}
 	r.Slot, r.Failure = a.Slot, &drills.Failure{Stage: "schedule", Outcome: drills.MissedSlot, Class: drills.ClassHarness, Reason: "the daemon was down"}
 	settle(&r)
 	n.append(ledger.TypeDrillOutcome, r)
