@@ -105,26 +105,53 @@ func (p InPlace) Swap(programs sandbox.Programs) error {
 	if err := exchange(p.Beside, p.Dir); err != nil {
 		return fmt.Errorf("taking the place of %s: %w", p.Dir, err)
 	}
-	err = os.Rename(p.Beside, p.Kept)
-	return errors.Join(err, durable.SyncDir(filepath.Dir(p.Dir)))
+	err = errors.Join(os.Rename(p.Beside, p.Kept), durable.SyncDir(filepath.Dir(p.Dir)))
+	if err != nil {
+		return &TakenError{Dir: p.Dir, Err: err}
+	}
+	return nil
 }
 
+// TakenError means that a restored directory has taken the place, and that something
+// after that failed: what was there before is beside it, under one of its two names.
+type TakenError struct {
+	Dir string
+	Err error
+}
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("%s is the restored cluster; what was there is beside it, and may not bear its last name: %v", e.Dir, e.Err)
+}
+
+func (e *TakenError) Unwrap() error { return e.Err }
+
 // exchange gives two directories each other's name: in one step, or, where the
-// file system cannot, with the second's moved aside for a moment.
+// file system cannot, with the second moved aside for a moment.
 func exchange(a, b string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		aside := b + ".exchanging"
-		if err = os.Rename(b, aside); err == nil {
-			if err = os.Rename(a, b); err == nil {
-				err = os.Rename(aside, a)
-			}
-		}
+		err = exchangeBySteps(a, b)
 	}
 	if err != nil {
 		return fmt.Errorf("exchanging %s and %s: %w", a, b, err)
 	}
-	return durable.SyncDir(filepath.Dir(b))
+	return nil
+}
+
+// exchangeBySteps undoes what it did where a step fails. A crash between two of them
+// leaves the second directory under the name that it says.
+func exchangeBySteps(a, b string) error {
+	aside := b + ".exchanging"
+	if err := os.Rename(b, aside); err != nil {
+		return err
+	}
+	if err := os.Rename(a, b); err != nil {
+		return errors.Join(fmt.Errorf("%w; %s was moved to %s", err, b, aside), os.Rename(aside, b))
+	}
+	if err := os.Rename(aside, a); err != nil {
+		return errors.Join(fmt.Errorf("%w; %s was moved to %s", err, b, aside), os.Rename(b, a), os.Rename(aside, b))
+	}
+	return nil
 }
 
 // recovering are settings that lead a server back into recovery, or to another.
@@ -165,7 +192,7 @@ func placed(dir string) (m Marker, kept string, err error) {
 	if m.InPlace == nil || m.InPlace.At.IsZero() {
 		return m, "", fmt.Errorf("%s took no other directory's place", dir)
 	}
-	for _, kept = range []string{m.InPlace.Kept, m.InPlace.Beside} {
+	for _, kept = range []string{m.InPlace.Kept, m.InPlace.Beside, dir + ".exchanging"} {
 		if _, err := os.Lstat(kept); err == nil {
 			return m, kept, nil
 		}
@@ -175,9 +202,15 @@ func placed(dir string) (m Marker, kept string, err error) {
 
 // SignOff removes what was kept, and the marker of the restore, and returns where that was.
 func SignOff(dir string) (string, error) {
-	_, kept, err := placed(dir)
+	m, kept, err := placed(dir)
+	if errors.Is(err, fs.ErrNotExist) && m.InPlace != nil { // a signoff that was cut off is gone on with
+		return m.InPlace.Kept, durable.Remove(filepath.Join(dir, marker))
+	}
 	if err != nil {
 		return "", fmt.Errorf("signing off: %w", err)
+	}
+	if spaces, err := os.ReadDir(filepath.Join(kept, "pg_tblspc")); err == nil && len(spaces) > 0 {
+		return "", fmt.Errorf("signing off %s: %w", dir, &SpacesError{filepath.Join(kept, "pg_tblspc")})
 	}
 	if pid := running(kept); pid != 0 {
 		return "", fmt.Errorf("signing off %s: %w in %s: process %d", dir, ErrRunning, kept, pid)
@@ -192,6 +225,14 @@ func SignOff(dir string) (string, error) {
 	// It is production's own directory from here on: nothing of a restore's may open or
 	// discard it any more.
 	return kept, durable.Remove(filepath.Join(dir, marker))
+}
+
+// SpacesError means that a directory that is to be removed has tablespaces elsewhere,
+// which would stay: remove them, and their links in Dir, first.
+type SpacesError struct{ Dir string }
+
+func (e *SpacesError) Error() string {
+	return "it has tablespaces, which the links in " + e.Dir + " lead to: remove those that nobody wants, and the links, first"
 }
 
 // PutBack gives the directory of before its place again; the restored one is where
@@ -213,13 +254,12 @@ func PutBack(dir string, lose bool, programs sandbox.Programs) (restored string,
 		return "", fmt.Errorf("putting back what was in %s: %w", dir, ErrStarted)
 	}
 	restored = m.InPlace.Beside
-	if kept == restored { // a crash came between the two steps
-		return restored, errors.Join(exchange(kept, dir), unplaced(restored, m, programs))
-	}
 	if err := exchange(kept, dir); err != nil {
 		return "", err
 	}
-	err = os.Rename(kept, restored)
+	if kept != restored { // else a crash came between the two steps
+		err = os.Rename(kept, restored)
+	}
 	return restored, errors.Join(err, durable.SyncDir(filepath.Dir(dir)), unplaced(restored, m, programs))
 }
 

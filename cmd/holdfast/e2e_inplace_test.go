@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,6 +72,16 @@ func TestARestoreInPlaceIsOneExchangeThatCanBeTakenBack(t *testing.T) {
 
 	in(0, "--confirm", "cms")
 	r.hold("drill", 3, "restore", "signoff", dir)
+	r.hold("drill", 3, "restore", "signoff", dir, "--confirm", "cms") // its tablespaces would stay
+	links, err := filepath.Glob(dir + ".before-*/pg_tblspc/*")
+	if err != nil || len(links) == 0 {
+		t.Fatalf("%q: %v", links, err)
+	}
+	for _, l := range links {
+		if err := os.Remove(l); err != nil {
+			t.Fatal(err)
+		}
+	}
 	r.hold("drill", 0, "restore", "signoff", dir, "--confirm", "cms")
 	r.hold("drill", 3, "restore", "signoff", dir, "--confirm", "cms")
 	for _, name := range beside(t, dir) {
@@ -138,6 +149,9 @@ func TestARestoreInPlaceIsGoneOnWith(t *testing.T) {
 	if err != nil || len(left) != 1 {
 		t.Fatalf("%q are left: %v", left, err)
 	}
+	if code, out, errs := r.try("drill", "restore", "resume", left[0], "--identity", r.path("drill/data.key"), "--binaries", "/nowhere"); code == 0 {
+		t.Fatalf("without PostgreSQL's programs it went on: %s%s", out, errs)
+	}
 	r.hold("drill", 0, "restore", "resume", left[0], "--identity", r.path("drill/data.key"), "--binaries", pg.BinDir())
 	pg.Start()
 	var n int
@@ -146,5 +160,44 @@ func TestARestoreInPlaceIsGoneOnWith(t *testing.T) {
 	}
 	if m, err := restore.ReadMarker(pg.DataDir); err != nil || m.InPlace == nil || m.InPlace.At.IsZero() {
 		t.Errorf("the marker: %+v, %v", m, err)
+	}
+}
+
+// One that is whole, and was cut off before it took the place, takes it then: nothing
+// is fetched again.
+func TestAWholeRestoreTakesItsPlaceLater(t *testing.T) {
+	pg := pgtest.Start(t)
+	r := newRig(t, pg, false)
+	r.configure()
+	daemon := r.daemon("db")
+	pg.Exec("CREATE TABLE kept AS SELECT 1 AS n")
+	r.hold("db", 0, "snapshot", "take", "cms")
+	r.archived(zoneLetters...)
+	daemon.stop()
+	pg.Stop()
+	to := pg.DataDir + ".restored-by-hand"
+	r.hold("drill", 0, "restore", "run", "cms", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", pg.BinDir())
+	file := filepath.Join(to, "holdfast-restore.json")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var marker map[string]any
+	if err := json.Unmarshal(text, &marker); err != nil {
+		t.Fatal(err)
+	}
+	marker["in_place"] = restore.InPlace{Dir: pg.DataDir, Beside: to, Kept: pg.DataDir + ".before-by-hand"}
+	if text, err = json.Marshal(marker); err != nil || os.WriteFile(file, text, 0o600) != nil {
+		t.Fatal(err)
+	}
+	r.hold("drill", 0, "restore", "resume", to)
+	r.hold("drill", 3, "restore", "resume", pg.DataDir)
+	if _, err := os.Stat(pg.DataDir + ".before-by-hand/PG_VERSION"); err != nil {
+		t.Error(err)
+	}
+	pg.Start()
+	var n int
+	if pg.QueryRow([]any{&n}, "SELECT n FROM kept"); n != 1 {
+		t.Errorf("the table says %d", n)
 	}
 }

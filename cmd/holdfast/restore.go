@@ -239,7 +239,7 @@ func (e *env) carryOut(ctx context.Context, w *world, repo restore.Repo, p resto
 		return restoreFault(err)
 	}
 	if opt.InPlace != nil {
-		return e.tookPlace(ctx, w, p, doc)
+		return e.takePlace(ctx, w, p, doc, opt, t)
 	}
 	e.recordRestore(ctx, w, "restore.finished", p.Cluster, doc)
 	return e.print(doc, func(out io.Writer) { restoreText(out, doc, opt.To) })
@@ -255,12 +255,8 @@ func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt resto
 		return doc, err
 	}
 	doc.Result = room.Result
-	if err := room.Close(ctx); err != nil || !t.start && opt.InPlace == nil {
+	if err := room.Close(ctx); err != nil || !t.start {
 		return doc, err
-	}
-	if opt.InPlace != nil {
-		doc.InPlace, doc.RestoredTo = opt.InPlace, opt.InPlace.Dir
-		return doc, swap(*opt.InPlace, t)
 	}
 	o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
 	doc.Opened = &o
@@ -383,7 +379,7 @@ func (e *env) restoreDiscardCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if dir, err = e.putBack(dir, &t); err != nil {
+		if dir, err = e.putBack(c.Context(), dir, &t); err != nil {
 			return err
 		}
 		rec, kept, err := records.of(dir)

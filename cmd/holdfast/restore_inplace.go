@@ -61,21 +61,29 @@ func placePrograms(t *targetFlags) sandbox.Programs { return sandbox.Programs{Us
 
 func swap(place restore.InPlace, t *targetFlags) error {
 	err := place.Swap(placePrograms(t))
-	if err != nil {
-		return fmt.Errorf("%w; the restored cluster is whole in %s", err, place.Beside)
+	var taken *restore.TakenError
+	if err != nil && !errors.As(err, &taken) {
+		return fmt.Errorf("%w; the restored cluster is whole in %s, and takes the place by: holdfast restore resume %s", err, place.Beside, place.Beside)
 	}
-	return nil
+	return err
 }
 
-// tookPlace records and tells a restore that took a place: from now on the copy
-// that is kept is what was there before.
-func (e *env) tookPlace(ctx context.Context, w *world, p restore.Plan, doc restoreDoc) error {
-	place := *doc.InPlace
+// takePlace lets a restore take its place, and tells. The ledger hears of the copy that
+// is kept, which is what was there before, before there is one.
+func (e *env) takePlace(ctx context.Context, w *world, p restore.Plan, doc restoreDoc, opt restore.Options, t *targetFlags) error {
+	place := *opt.InPlace
+	doc.InPlace, doc.RestoredTo = &place, place.Dir
 	e.recordRestore(ctx, w, ledger.TypeRestoreEnded, p.Cluster, keptCopy(place, p.Hash))
+	err := swap(place, t)
+	var taken *restore.TakenError
+	if err != nil && !errors.As(err, &taken) {
+		e.recordDiscard(ctx, restoreRecord{Dir: place.Kept, Cluster: p.Cluster, Plan: p.Hash})
+		return restoreFault(err)
+	}
 	if err := w.restores().moved(place.Beside, place.Dir); err != nil {
 		e.unkept(err)
 	}
-	return e.print(doc, func(out io.Writer) {
+	return errors.Join(err, e.print(doc, func(out io.Writer) {
 		restoreText(out, doc, place.Dir)
 		fmt.Fprintf(out, "in place   %s is the restored cluster, with its own settings; start it as always\n", place.Dir)
 		fmt.Fprintf(out, "kept       what was there, in %s\n", place.Kept)
@@ -83,7 +91,21 @@ func (e *env) tookPlace(ctx context.Context, w *world, p restore.Plan, doc resto
 		if _, err := os.Lstat(place.Beside + ".tablespaces"); err == nil {
 			fmt.Fprintf(out, "tablespaces of the restored cluster are in %s.tablespaces; those of before were not touched\n", place.Beside)
 		}
-	})
+	}))
+}
+
+// resumePlace goes on with a restore that is whole and has not taken its place.
+func (e *env) resumePlace(ctx context.Context, t *targetFlags, m restore.Marker) error {
+	if m.InPlace.Dir == t.to {
+		return refused("holdfast restore show "+t.to, "%s has taken its place already", t.to)
+	}
+	w, err := e.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	doc := restoreDoc{Result: *m.Result}
+	return e.takePlace(ctx, w, restore.Plan{Cluster: m.Cluster, Hash: m.Plan}, doc, restore.Options{InPlace: m.InPlace}, t)
 }
 
 // keptCopy is what the ledger is told: certificates of deleted projects ask for
@@ -104,7 +126,7 @@ func (r restoreRecords) moved(from, to string) error {
 
 // putBack gives a place back before what took it is discarded, and returns where
 // that is then.
-func (e *env) putBack(dir string, t *targetFlags) (string, error) {
+func (e *env) putBack(ctx context.Context, dir string, t *targetFlags) (string, error) {
 	m, err := restore.ReadMarker(dir)
 	if err != nil || m.InPlace == nil || m.InPlace.At.IsZero() {
 		return dir, nil //nolint:nilerr // no marker: Discard says so
@@ -117,6 +139,7 @@ func (e *env) putBack(dir string, t *targetFlags) (string, error) {
 		return "", placeFault(err)
 	}
 	fmt.Fprintf(e.out, "put back what was in %s before\n", dir)
+	e.recordDiscard(ctx, restoreRecord{Dir: m.InPlace.Kept, Cluster: m.Cluster, Plan: m.Plan})
 	if records, err := e.stateRecords(); err == nil {
 		if err := records.moved(dir, restored); err != nil {
 			e.unkept(err)

@@ -105,6 +105,9 @@ func (e *env) restoreResumeCommand() *cobra.Command {
 		if err != nil {
 			return refused("", "%w", err)
 		}
+		if m.State == "closed" && m.Result != nil && m.Result.Complete && m.InPlace != nil {
+			return e.resumePlace(c.Context(), &t, m)
+		}
 		if m.Result != nil && m.State != "prepared" {
 			return refused("go over it with: holdfast restore run "+m.Cluster+" --to DIR --delta", "the restore into %s is whole: it is %s", t.to, m.State)
 		}

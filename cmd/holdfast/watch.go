@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -206,10 +207,11 @@ func (x *watcher) look(ctx context.Context) (watchDoc, error) {
 		if errors.Is(err, ledger.ErrNoCheckpoint) && kept[o].Size == 0 {
 			continue // nobody's, or of a node that has not signed yet
 		}
-		if err != nil {
-			return doc, err
-		}
 		delete(kept, o)
+		if err != nil { // the others are looked at all the same
+			doc.alarm("ledger-unread/"+o, "ledger "+o+" cannot be read", "%v", err)
+			continue
+		}
 		doc.Logs, logs = append(doc.Logs, l), append(logs, records)
 	}
 	for o, c := range kept {
@@ -219,7 +221,8 @@ func (x *watcher) look(ctx context.Context) (watchDoc, error) {
 	for _, f := range evidence.Judge(logs, evidence.Period{From: now.Add(-x.window), To: now}, slotsOf).Faults {
 		switch f.Code {
 		case evidence.FaultSlot, evidence.FaultSchedule, evidence.FaultClock:
-			doc.alarm(fmt.Sprintf("drill-%s/%s/%d", f.Code, f.Origin, f.Index), "the ledgers do not tell what became of a drill", "%s, entry %d: %s", f.Origin, f.Index, f.What)
+			sum := sha256.Sum256([]byte(f.What)) // one entry about plans may miss several slots
+			doc.alarm(fmt.Sprintf("drill-%s/%s/%d/%x", f.Code, f.Origin, f.Index, sum[:4]), "the ledgers do not tell what became of a drill", "%s, entry %d: %s", f.Origin, f.Index, f.What)
 		}
 	}
 	doc.OK = len(doc.Alarms) == 0

@@ -157,6 +157,9 @@ func (j *judge) log(records []ledger.Record) {
 }
 
 func (j *judge) entry(e ledger.Record) error {
+	if err := plainKeys(e); err != nil {
+		return err
+	}
 	switch e.Type {
 	case ledger.TypeDrillDue:
 		return j.due(e)
@@ -178,6 +181,39 @@ func (j *judge) entry(e ledger.Record) error {
 		j.plans[e.Host.Node] = append(j.plans[e.Host.Node], plans{p, e})
 		for _, a := range p.Abandoned {
 			j.abandoned[drills.SlotKey(a.Drill, a.DueAt)] = abandoned{a, e}
+		}
+	}
+	return nil
+}
+
+// plainKeys refuses keys that some readers take for others: JSON decoders may fold case.
+func plainKeys(e ledger.Record) error {
+	if e.Type != ledger.TypeDrillDue && e.Type != ledger.TypeDrillOutcome && e.Type != ledger.TypeDrillPlans {
+		return nil
+	}
+	var body any
+	if err := json.Unmarshal(e.Body, &body); err != nil {
+		return fmt.Errorf("its body: %w", err)
+	}
+	return plain(body)
+}
+
+func plain(v any) error {
+	switch v := v.(type) {
+	case []any:
+		for _, x := range v {
+			if err := plain(x); err != nil {
+				return err
+			}
+		}
+	case map[string]any:
+		for k, x := range v {
+			if strings.ContainsFunc(k, func(c rune) bool { return c > 0x7f || c >= 'A' && c <= 'Z' }) {
+				return fmt.Errorf("its body has the key %q, which some readers take for another", k)
+			}
+			if err := plain(x); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

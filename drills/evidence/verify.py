@@ -759,6 +759,8 @@ class Judge:
 
     def entry(self, r):
         b = r.body
+        if r.type in ("drill.due", "drill.outcome", "drill.plans"):
+            plain_keys(b)
         if r.type == "drill.due":
             slot, at, deadline = b["slot"], when(b["due_at"]), when(b["deadline"])
             if not slot:
@@ -903,6 +905,18 @@ class Judge:
             else:
                 self.fault("schedule", r, "drill %s was due at %s, and no entry announced it" % (d["name"], stamp(at)))
             self.v.drills.append(line)
+
+
+def plain_keys(v):
+    """Refuse keys that some readers take for others: JSON decoders may fold case."""
+    if isinstance(v, list):
+        for x in v:
+            plain_keys(x)
+    if isinstance(v, dict):
+        for k, x in v.items():
+            if any(ord(c) > 0x7F or "A" <= c <= "Z" for c in k):
+                raise Wrong("its body has the key %r, which some readers take for another" % k)
+            plain_keys(x)
 
 
 def choose(plan_hash, slot, pick):

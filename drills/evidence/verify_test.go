@@ -327,6 +327,17 @@ func TestForgedLedgersAreFound(t *testing.T) {
 			n.at(at.Add(8 * time.Hour)).plans(drills.Plans{})
 			n.at(at.Add(9 * time.Hour)).plans(drills.Plans{Abandoned: []drills.Abandoned{{Drill: "nightly", DueAt: at, Why: "its state is lost"}}})
 		}, []string{"schedule"}},
+		{"keys that some readers take for others", func(n *node) {
+			index, choice, a := n.at(at).announce(at, picks(drills.Random, at))
+			r := record(index, choice, a, at)
+			r.Checks[4].Verdict = "fail"
+			body := map[string]any{}
+			if err := json.Unmarshal(must[[]byte](t)(json.Marshal(r)), &body); err != nil {
+				t.Fatal(err)
+			}
+			body["check\u017f"] = record(index, choice, a, at).Checks
+			n.at(at.Add(10*time.Minute)).append(ledger.TypeDrillOutcome, body)
+		}, []string{"slot"}},
 		{"bodies that are none", func(n *node) {
 			n.at(at)
 			n.append(ledger.TypeDrillPlans, map[string]any{"drills": []any{1, map[string]any{"name": 5, "schedule": "x", "owes": "y"}}})
