@@ -304,6 +304,11 @@ func drillReportCSV(out io.Writer, d drillReport) error {
 		if x.Followed != nil {
 			row[21] = stampOf(x.Followed.FinishedAt)
 		}
+		for i, cell := range row {
+			if strings.HasPrefix(cell, "=") || strings.HasPrefix(cell, "+") || strings.HasPrefix(cell, "@") || strings.HasPrefix(cell, "-") {
+				row[i] = "'" + cell // a spreadsheet would take it for a formula
+			}
+		}
 		_ = w.Write(row)
 	}
 	w.Flush()
