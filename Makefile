@@ -10,7 +10,7 @@ VERSITYGW := v1.8.0
 AGE := v1.3.2
 PKGS ?= ./...
 # Packages are tested two at a time: more of them would only wait for PostgreSQL.
-TESTFLAGS ?= -race -p 2 -timeout 60m
+TESTFLAGS ?= -race -p 2 -timeout 80m
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 

@@ -40,7 +40,7 @@ type Answer struct {
 	Body   []byte
 }
 
-// LatestPath, with the name of a log behind it, is where a witness shows the
+// LatestPath is where, with the name of a log behind it, a witness shows the
 // checkpoint that it cosigned last: the proof behind a refusal.
 const LatestPath = "/latest/"
 
