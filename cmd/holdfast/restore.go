@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -369,38 +368,5 @@ func (e *env) restoreOpenCommand() *cobra.Command {
 	f.StringVar(&opt.User, "user", "", "operating system user that runs it when Holdfast is root (postgres)")
 	f.StringVar(&opt.Listen, "listen", "", "listen_addresses (localhost)")
 	f.IntVar(&opt.Port, "port", 0, "port (the first free one from 5433)")
-	return cmd
-}
-
-func (e *env) restoreDiscardCommand() *cobra.Command {
-	var t targetFlags
-	cmd := &cobra.Command{Use: "discard ID|DIR", Short: "Remove what a restore made; one that took another's place gives it back", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		dir, records, err := e.restoreDir(args[0])
-		if err != nil {
-			return err
-		}
-		if dir, err = e.putBack(c.Context(), dir, &t); err != nil {
-			return err
-		}
-		rec, kept, err := records.of(dir)
-		if err != nil {
-			return err
-		}
-		// A restore that ended before it made anything leaves a record alone.
-		err = restore.Discard(dir)
-		gone := errors.Is(err, fs.ErrNotExist)
-		if err != nil && !(kept && gone) {
-			return refused("", "%w", err)
-		}
-		if err := records.forget(dir); err != nil {
-			return err
-		}
-		fmt.Fprintln(e.out, "discarded", dir)
-		if kept && !gone {
-			e.recordDiscard(c.Context(), rec)
-		}
-		return nil
-	}}
-	t.addPlace(cmd)
 	return cmd
 }
