@@ -70,7 +70,7 @@ func (r *run) proven(ctx context.Context) (map[string]time.Time, error) {
 		return nil, err
 	}
 	for _, p := range proofs.Bodies() {
-		good := p.Outcome == Pass || p.Outcome == PassWithGaps
+		good := Passed(p.Outcome)
 		if good && (r.def.Zone == "" || r.def.Zone == p.Zone) && p.At.After(out[p.Snapshot]) {
 			out[p.Snapshot] = p.At
 		}

@@ -79,7 +79,7 @@ func checkpoint(c ledger.Checkpoint) string { return fmt.Sprintf("%d %s", c.Size
 
 // prove keeps the proof of a restore that held.
 func (r *run) prove(ctx context.Context) error {
-	good := r.rec.Outcome.Outcome == Pass || r.rec.Outcome.Outcome == PassWithGaps
+	good := Passed(r.rec.Outcome.Outcome)
 	if r.deps.Proofs == nil || !good || rung(r.rec.Level) < rung("L4") {
 		return nil
 	}

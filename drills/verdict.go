@@ -27,6 +27,9 @@ const (
 	MissedSlot   = "missed"
 )
 
+// Passed says whether an outcome proves that what was restored could be restored.
+func Passed(outcome string) bool { return outcome == Pass || outcome == PassWithGaps }
+
 // What is at fault.
 const (
 	ClassBackup  = "backup"  // what is kept is not what should be

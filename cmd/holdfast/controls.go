@@ -39,7 +39,7 @@ func factsOf(d drillReport) facts {
 			f.followed++
 		}
 		switch {
-		case passedDrill(x.Outcome):
+		case drills.Passed(x.Outcome):
 			f.passed++
 		case x.Outcome == drills.Fail:
 			f.failed++
@@ -168,7 +168,7 @@ func joined(list []string) string { return strings.Join(list, "; ") }
 
 func passes(d drillReport) (n int) {
 	for outcome, times := range d.Summary.Outcomes {
-		if passedDrill(outcome) {
+		if drills.Passed(outcome) {
 			n += times
 		}
 	}

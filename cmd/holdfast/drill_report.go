@@ -4,7 +4,6 @@ import (
 	"context"
 	_ "embed" // the page
 	"encoding/csv"
-	"errors"
 	"fmt"
 	"html/template"
 	"io"
@@ -61,7 +60,8 @@ type spread struct {
 }
 
 func (e *env) drillReportCommand() *cobra.Command {
-	var format, from, to string
+	var format string
+	var period periodFlags
 	cmd := &cobra.Command{
 		Use: "report", Short: "Which drills were due, what came of each, and how fast recovery was; exit 4 where one is missing", Args: cobra.NoArgs,
 		Long: "The report is of every ledger that the zones hold, and lists every slot that was due in the period:\nthose that were missed, skipped or are missing, too. `evidence export` makes what proves it.",
@@ -78,7 +78,7 @@ func (e *env) drillReportCommand() *cobra.Command {
 				return err
 			}
 			defer w.close()
-			p, err := evidencePeriod(from, to, w.now())
+			p, err := period.read(w.now())
 			if err != nil {
 				return err
 			}
@@ -92,10 +92,8 @@ func (e *env) drillReportCommand() *cobra.Command {
 			return silent{exitNotHeld}
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&format, "format", "", "text, json, csv, html, pdf or oscal (default what --output says)")
-	f.StringVar(&from, "from", "", "`DAY` or time at which the period begins (default three months before its end)")
-	f.StringVar(&to, "to", "", "`DAY` or time at which it ends, not included (default now)")
+	cmd.Flags().StringVar(&format, "format", "", "text, json, csv, html, pdf or oscal (default what --output says)")
+	period.add(cmd)
 	return cmd
 }
 
@@ -103,27 +101,13 @@ func (e *env) drillReportCommand() *cobra.Command {
 // checkpoint of a trusted key proves them.
 func (w *world) drillReport(ctx context.Context, p evidence.Period) (drillReport, error) {
 	doc := drillReport{At: w.now().UTC(), Repository: w.repoID, Period: p}
-	src := ledger.FromReader(w.vault.Reader())
-	origins, err := evidence.Origins(ctx, src)
+	tails, left, err := evidence.Tails(ctx, ledger.FromReader(w.vault.Reader()), w.trust, w.repoID, p.From)
 	if err != nil {
 		return doc, err
 	}
 	var logs [][]ledger.Record
-	var left []string
-	for _, o := range origins {
-		c, err := ledger.Latest(ctx, src, w.trust, w.repoID, o)
-		if errors.Is(err, ledger.ErrNoCheckpoint) {
-			left = append(left, o)
-			continue
-		}
-		if err != nil {
-			return doc, err
-		}
-		records, err := evidence.Entries(ctx, src, c, p.From)
-		if err != nil {
-			return doc, err
-		}
-		logs = append(logs, records)
+	for _, t := range tails {
+		logs = append(logs, t.Records)
 	}
 	doc.Findings = evidence.Judge(logs, p, slotsOf)
 	if doc.Drills == nil {
@@ -140,15 +124,11 @@ func (w *world) drillReport(ctx context.Context, p evidence.Period) (drillReport
 	return doc, nil
 }
 
-func passedDrill(outcome string) bool {
-	return outcome == drills.Pass || outcome == drills.PassWithGaps
-}
-
 func summed(list []evidence.Drill) drillSummary {
 	s := drillSummary{Due: len(list), Outcomes: map[string]int{}}
 	for _, d := range list {
 		s.Outcomes[d.Outcome]++
-		if !passedDrill(d.Outcome) && d.Outcome != evidence.Pending && d.Followed == nil {
+		if !drills.Passed(d.Outcome) && d.Outcome != evidence.Pending && d.Followed == nil {
 			s.Open++
 		}
 	}
@@ -157,32 +137,31 @@ func summed(list []evidence.Drill) drillSummary {
 
 // trends gathers the slots by drill, in the order of names.
 func trends(list []evidence.Drill) []drillTrend {
-	by := map[string]*drillTrend{}
-	rto, rpo, seen := map[string]*spread{}, map[string]*spread{}, map[string]bool{}
+	by, seen := map[string]*drillTrend{}, map[string]bool{}
 	for _, d := range list {
 		t := by[d.Name]
 		if t == nil {
-			t = &drillTrend{Name: d.Name, Cluster: d.Cluster}
-			by[d.Name], rto[d.Name], rpo[d.Name] = t, &spread{}, &spread{}
+			t = &drillTrend{Name: d.Name, Cluster: d.Cluster, RTO: &spread{}, RPO: &spread{}}
+			by[d.Name] = t
 		}
 		t.Due++
 		r := d.Record
 		if r == nil {
 			continue
 		}
-		if passedDrill(d.Outcome) {
+		if drills.Passed(d.Outcome) {
 			t.Passed, t.LastPass = t.Passed+1, r.FinishedAt
 		}
 		if key := d.Name + "/" + r.Snapshot; r.Snapshot != "" && !seen[key] {
 			seen[key] = true
 			t.Snapshots++
 		}
-		rto[d.Name].add(r.RTO)
-		rpo[d.Name].add(r.RPO)
+		t.RTO.add(r.RTO)
+		t.RPO.add(r.RPO)
 	}
 	out := []drillTrend{}
-	for name, t := range by {
-		t.RTO, t.RPO = rto[name].whole(), rpo[name].whole()
+	for _, t := range by {
+		t.RTO, t.RPO = t.RTO.whole(), t.RPO.whole()
 		out = append(out, *t)
 	}
 	slices.SortFunc(out, func(a, b drillTrend) int { return strings.Compare(a.Name, b.Name) })
@@ -246,7 +225,7 @@ func drillsText(out io.Writer, p evidence.Period, f evidence.Findings) {
 		if d.Followed != nil {
 			next = " (passed again " + clock(d.Followed.FinishedAt) + ")"
 		}
-		if d.Late && d.Record != nil && passedDrill(d.Outcome) {
+		if d.Late && d.Record != nil && drills.Passed(d.Outcome) {
 			next = " (LATE: announced " + clock(d.Told) + ")" + next
 		}
 		rows = append(rows, []string{clock(d.DueAt), d.Name, strings.ToUpper(d.Outcome), level, took, id, d.Why + next})
@@ -326,7 +305,7 @@ func number(f *float64) string {
 var drillPage string
 
 var drillTemplate = template.Must(template.New("drills").Funcs(template.FuncMap{
-	"clock": clock, "secs": secs, "spread": spreadText, "seconds": secondsText, "counts": outcomeCounts, "passed": passedDrill, "chart": chart, "title": func(d drillReport) string { return capital(titleOf(d)) },
+	"clock": clock, "secs": secs, "spread": spreadText, "seconds": secondsText, "counts": outcomeCounts, "passed": drills.Passed, "chart": chart, "title": func(d drillReport) string { return capital(titleOf(d)) },
 	"snapshots": func(n int) string { return count(n, "different snapshot") },
 }).Parse(drillPage))
 

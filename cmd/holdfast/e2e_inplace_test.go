@@ -114,15 +114,7 @@ func beside(t *testing.T, dir string) []string {
 
 // A restore in place that was killed is gone on with, and takes the place then.
 func TestARestoreInPlaceIsGoneOnWith(t *testing.T) {
-	pg := pgtest.Start(t)
-	r := newRig(t, pg, false)
-	r.configure()
-	daemon := r.daemon("db")
-	pg.Exec("CREATE TABLE kept AS SELECT 1 AS n")
-	r.hold("db", 0, "snapshot", "take", "cms")
-	r.archived(zoneLetters...)
-	daemon.stop()
-	pg.Stop()
+	pg, r := stoppedWithATable(t)
 
 	back := r.away(zoneLetters[:2]...)
 	if code, _, _ := r.try("drill", "restore", "run", "cms", "--in-place", "--to", pg.DataDir, "--confirm", "cms", "--identity", r.path("drill/data.key"), "--binaries", pg.BinDir()); code == 0 {
@@ -153,11 +145,7 @@ func TestARestoreInPlaceIsGoneOnWith(t *testing.T) {
 		t.Fatalf("without PostgreSQL's programs it went on: %s%s", out, errs)
 	}
 	r.hold("drill", 0, "restore", "resume", left[0], "--identity", r.path("drill/data.key"), "--binaries", pg.BinDir())
-	pg.Start()
-	var n int
-	if pg.QueryRow([]any{&n}, "SELECT n FROM kept"); n != 1 {
-		t.Errorf("the table says %d", n)
-	}
+	startsWithTheTable(t, pg)
 	if m, err := restore.ReadMarker(pg.DataDir); err != nil || m.InPlace == nil || m.InPlace.At.IsZero() {
 		t.Errorf("the marker: %+v, %v", m, err)
 	}
@@ -166,15 +154,7 @@ func TestARestoreInPlaceIsGoneOnWith(t *testing.T) {
 // One that is whole, and was cut off before it took the place, takes it then: nothing
 // is fetched again.
 func TestAWholeRestoreTakesItsPlaceLater(t *testing.T) {
-	pg := pgtest.Start(t)
-	r := newRig(t, pg, false)
-	r.configure()
-	daemon := r.daemon("db")
-	pg.Exec("CREATE TABLE kept AS SELECT 1 AS n")
-	r.hold("db", 0, "snapshot", "take", "cms")
-	r.archived(zoneLetters...)
-	daemon.stop()
-	pg.Stop()
+	pg, r := stoppedWithATable(t)
 	to := pg.DataDir + ".restored-by-hand"
 	r.hold("drill", 0, "restore", "run", "cms", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", pg.BinDir())
 	file := filepath.Join(to, "holdfast-restore.json")
@@ -195,6 +175,26 @@ func TestAWholeRestoreTakesItsPlaceLater(t *testing.T) {
 	if _, err := os.Stat(pg.DataDir + ".before-by-hand/PG_VERSION"); err != nil {
 		t.Error(err)
 	}
+	startsWithTheTable(t, pg)
+}
+
+// stoppedWithATable is a server that was archived and is stopped.
+func stoppedWithATable(t *testing.T) (*pgtest.Cluster, *rig) {
+	t.Helper()
+	pg := pgtest.Start(t)
+	r := newRig(t, pg, false)
+	r.configure()
+	daemon := r.daemon("db")
+	pg.Exec("CREATE TABLE kept AS SELECT 1 AS n")
+	r.hold("db", 0, "snapshot", "take", "cms")
+	r.archived(zoneLetters...)
+	daemon.stop()
+	pg.Stop()
+	return pg, r
+}
+
+func startsWithTheTable(t *testing.T, pg *pgtest.Cluster) {
+	t.Helper()
 	pg.Start()
 	var n int
 	if pg.QueryRow([]any{&n}, "SELECT n FROM kept"); n != 1 {

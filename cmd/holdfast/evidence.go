@@ -26,12 +26,20 @@ func (e *env) evidenceCommand() *cobra.Command {
 	return cmd
 }
 
-// evidencePeriod reads --from and --to; the default is the quarter to now.
-func evidencePeriod(from, to string, now time.Time) (p evidence.Period, err error) {
-	if p.To, err = reportTime("--to", to); err != nil {
+// periodFlags are --from and --to.
+type periodFlags struct{ from, to string }
+
+func (f *periodFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.from, "from", "", "`DAY` or time at which the period begins (default three months before its end)")
+	cmd.Flags().StringVar(&f.to, "to", "", "`DAY` or time at which it ends, not included (default now)")
+}
+
+// read is the period; the default is the quarter to now.
+func (f *periodFlags) read(now time.Time) (p evidence.Period, err error) {
+	if p.To, err = reportTime("--to", f.to); err != nil {
 		return p, err
 	}
-	if p.From, err = reportTime("--from", from); err != nil {
+	if p.From, err = reportTime("--from", f.from); err != nil {
 		return p, err
 	}
 	if p.To.IsZero() {
@@ -48,7 +56,8 @@ func evidencePeriod(from, to string, now time.Time) (p evidence.Period, err erro
 }
 
 func (e *env) evidenceExportCommand() *cobra.Command {
-	var from, to, out string
+	var period periodFlags
+	var out string
 	cmd := &cobra.Command{
 		Use: "export --out FILE", Short: "Write the evidence of a period into one file that anyone can verify offline", Args: cobra.NoArgs,
 		Long: "The file is a tar of what the ledgers say from before the period to now, what proves that nothing\nis missing, and verify.py, which checks it with Python alone. It is verified before it is kept.\nExit 4 when something in it does not hold: it is written all the same.",
@@ -58,17 +67,15 @@ func (e *env) evidenceExportCommand() *cobra.Command {
 				return err
 			}
 			defer w.close()
-			p, err := evidencePeriod(from, to, w.now())
+			p, err := period.read(w.now())
 			if err != nil {
 				return err
 			}
 			return e.exportEvidence(c.Context(), w, p, out)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&from, "from", "", "`DAY` or time at which the period begins (default three months before its end)")
-	f.StringVar(&to, "to", "", "`DAY` or time at which it ends, not included (default now)")
-	f.StringVar(&out, "out", "", "`FILE` to write; one that exists is never replaced")
+	period.add(cmd)
+	cmd.Flags().StringVar(&out, "out", "", "`FILE` to write; one that exists is never replaced")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
 		panic(err)
 	}
@@ -129,7 +136,7 @@ func (w *world) evidence(ctx context.Context, p evidence.Period) ([]byte, eviden
 }
 
 func (e *env) evidenceVerifyCommand() *cobra.Command {
-	var from, to string
+	var period periodFlags
 	var keys, known, witnesses, gone []string
 	cmd := &cobra.Command{
 		Use: "verify FILE", Short: "Verify a file of evidence offline; exit 4 where something does not hold", Args: cobra.ExactArgs(1),
@@ -140,11 +147,11 @@ func (e *env) evidenceVerifyCommand() *cobra.Command {
 			if opt.Trust, err = e.evidenceTrust(keys); err != nil {
 				return err
 			}
-			if (from == "") != (to == "") {
+			if (period.from == "") != (period.to == "") {
 				return usage("--from and --to go together: they are the period that you asked for")
 			}
-			if from != "" {
-				if opt.Period, err = evidencePeriod(from, to, time.Now()); err != nil {
+			if period.from != "" {
+				if opt.Period, err = period.read(time.Now()); err != nil {
 					return err
 				}
 			}
@@ -166,8 +173,8 @@ func (e *env) evidenceVerifyCommand() *cobra.Command {
 	f.StringArrayVar(&known, "known", nil, "a checkpoint or an earlier bundle that you kept, in `FILE`: the ledgers must still contain it; may be repeated")
 	f.StringArrayVar(&witnesses, "witness", nil, "key `VKEY` of a witness that must have cosigned the newest checkpoints; may be repeated")
 	f.StringArrayVar(&gone, "gone", nil, "a `NODE` that was given up and may be silent in the period; may be repeated")
-	f.StringVar(&from, "from", "", "`DAY` or time at which the period begins that you asked for (default what the file says)")
-	f.StringVar(&to, "to", "", "`DAY` or time at which it ends, not included")
+	f.StringVar(&period.from, "from", "", "`DAY` or time at which the period begins that you asked for (default what the file says)")
+	f.StringVar(&period.to, "to", "", "`DAY` or time at which it ends, not included")
 	return cmd
 }
 

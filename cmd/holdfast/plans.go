@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -145,13 +144,20 @@ func newestPlans(tail []ledger.Record) (e ledger.Record, p drills.Plans, err err
 // planTails are the newest entries of this node's ledgers, each from its newest
 // entry about plans on.
 func (n *node) planTails(ctx context.Context) (tails [][]ledger.Record, err error) {
+	own, err := drills.SincePlans(ctx, n.ledger)
+	if err != nil {
+		return nil, err
+	}
+	if last, _, _ := newestPlans(own); last.Type != "" {
+		return [][]ledger.Record{own}, nil // the others' were told when this log began
+	}
 	origins, err := n.origins(ctx)
 	if err != nil {
 		return nil, err
 	}
 	src := ledger.FromReader(n.vault.Reader())
 	for _, o := range origins {
-		if node, _, ok := cutLast(o, "-"); !ok || node != n.cfg.Node.Name || o == n.ledger.Origin() {
+		if !ledger.OfNode(o, n.cfg.Node.Name) || o == n.ledger.Origin() {
 			continue
 		}
 		c, err := ledger.Latest(ctx, src, n.trust, n.repoID, o)
@@ -165,15 +171,7 @@ func (n *node) planTails(ctx context.Context) (tails [][]ledger.Record, err erro
 		}
 		tails = append(tails, tail)
 	}
-	own, err := drills.SincePlans(ctx, n.ledger)
-	return append(tails, own), err
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
+	return append(tails, own), nil
 }
 
 // mostAbandoned fit into an entry of the ledger.

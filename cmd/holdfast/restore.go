@@ -238,7 +238,7 @@ func (e *env) carryOut(ctx context.Context, w *world, repo restore.Repo, p resto
 		return restoreFault(err)
 	}
 	if opt.InPlace != nil {
-		return e.takePlace(ctx, w, p, doc, opt, t)
+		return e.takePlace(ctx, w, p, doc, *opt.InPlace, t)
 	}
 	e.recordRestore(ctx, w, "restore.finished", p.Cluster, doc)
 	return e.print(doc, func(out io.Writer) { restoreText(out, doc, opt.To) })
@@ -294,8 +294,6 @@ func restoreFault(err error) error {
 		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, go over a stopped directory of this cluster with --delta, or discard what a restore left there: holdfast restore discard DIR"}
 	case errors.Is(err, restore.ErrRunning):
 		return &fault{exit: exitRefused, err: err, remedy: "stop that server first"}
-	case errors.Is(err, restore.ErrStarted):
-		return &fault{exit: exitRefused, err: err, remedy: "what was written since would be lost: add --confirm CLUSTER if that is what you want"}
 	case errors.Is(err, restore.ErrUnfit):
 		return &fault{exit: exitRefused, err: err, remedy: "restore on a machine like the snapshot's host; nothing was written here"}
 	case errors.Is(err, restore.ErrIncomplete):

@@ -49,36 +49,28 @@ func (w *world) inPlace(p restore.Plan, t *targetFlags) (*restore.InPlace, error
 }
 
 func placeFault(err error) error {
-	remedy := ""
-	if errors.Is(err, restore.ErrRunning) {
-		remedy = "stop that server first"
+	switch {
+	case errors.Is(err, restore.ErrRunning):
+		return refused("stop that server first", "%w", err)
+	case errors.Is(err, restore.ErrStarted):
+		return refused("what was written since would be lost: add --confirm CLUSTER if that is what you want", "%w", err)
 	}
-	return refused(remedy, "%w", err)
+	return refused("", "%w", err)
 }
 
 // placePrograms own files as the server's user; nothing is run.
 func placePrograms(t *targetFlags) sandbox.Programs { return sandbox.Programs{User: t.user} }
 
-func swap(place restore.InPlace, t *targetFlags) error {
+// takePlace lets a restore take its place, and tells. The ledger hears of the copy that
+// is kept, which is what was there before, before there is one.
+func (e *env) takePlace(ctx context.Context, w *world, p restore.Plan, doc restoreDoc, place restore.InPlace, t *targetFlags) error {
+	doc.InPlace, doc.RestoredTo = &place, place.Dir
+	e.recordRestore(ctx, w, ledger.TypeRestoreEnded, p.Cluster, keptCopy(place, p.Hash))
 	err := place.Swap(placePrograms(t))
 	var taken *restore.TakenError
 	if err != nil && !errors.As(err, &taken) {
-		return fmt.Errorf("%w; the restored cluster is whole in %s, and takes the place by: holdfast restore resume %s", err, place.Beside, place.Beside)
-	}
-	return err
-}
-
-// takePlace lets a restore take its place, and tells. The ledger hears of the copy that
-// is kept, which is what was there before, before there is one.
-func (e *env) takePlace(ctx context.Context, w *world, p restore.Plan, doc restoreDoc, opt restore.Options, t *targetFlags) error {
-	place := *opt.InPlace
-	doc.InPlace, doc.RestoredTo = &place, place.Dir
-	e.recordRestore(ctx, w, ledger.TypeRestoreEnded, p.Cluster, keptCopy(place, p.Hash))
-	err := swap(place, t)
-	var taken *restore.TakenError
-	if err != nil && !errors.As(err, &taken) {
 		e.recordDiscard(ctx, restoreRecord{Dir: place.Kept, Cluster: p.Cluster, Plan: p.Hash})
-		return restoreFault(err)
+		return restoreFault(fmt.Errorf("%w; the restored cluster is whole in %s, and takes the place by: holdfast restore resume %s", err, place.Beside, place.Beside))
 	}
 	if err := w.restores().moved(place.Beside, place.Dir); err != nil {
 		e.unkept(err)
@@ -105,7 +97,7 @@ func (e *env) resumePlace(ctx context.Context, t *targetFlags, m restore.Marker)
 	}
 	defer w.close()
 	doc := restoreDoc{Result: *m.Result}
-	return e.takePlace(ctx, w, restore.Plan{Cluster: m.Cluster, Hash: m.Plan}, doc, restore.Options{InPlace: m.InPlace}, t)
+	return e.takePlace(ctx, w, restore.Plan{Cluster: m.Cluster, Hash: m.Plan}, doc, *m.InPlace, t)
 }
 
 // keptCopy is what the ledger is told: certificates of deleted projects ask for
@@ -133,9 +125,6 @@ func (e *env) putBack(ctx context.Context, dir string, t *targetFlags) (string, 
 	}
 	restored, err := restore.PutBack(dir, t.confirm == m.Cluster, placePrograms(t))
 	if err != nil {
-		if f := restoreFault(err); f != err { //nolint:errorlint // has it been given an exit code?
-			return "", f
-		}
 		return "", placeFault(err)
 	}
 	fmt.Fprintf(e.out, "put back what was in %s before\n", dir)

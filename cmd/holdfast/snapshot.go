@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/drills"
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/postgres/lsn"
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -86,7 +87,7 @@ func (w *world) snapshotDoc(s catalog.Snapshot, zones []string, proofs []catalog
 	return d
 }
 
-func proves(p catalog.Proof) bool { return p.Outcome == "pass" || p.Outcome == "pass_with_gaps" }
+func proves(p catalog.Proof) bool { return drills.Passed(p.Outcome) }
 
 // describe is a snapshot that was just committed.
 func (n *node) describe(_ context.Context, s catalog.Snapshot) snapshotDoc {

@@ -248,8 +248,10 @@ func (x *watcher) read(ctx context.Context, doc *watchDoc, src ledger.Source, or
 	}
 	if !same {
 		doc.alarm("ledger-cut/"+origin, "ledger "+origin+" was cut or replaced", "it had %d entries with root %s, and shows %d that are not the same", kept.Size, kept.Root, c.Size)
-	} else if err := x.keep(c); err != nil {
-		return l, nil, err
+	} else if c.Size > kept.Size {
+		if err := x.keep(c); err != nil {
+			return l, nil, err
+		}
 	}
 	if records, err = evidence.Entries(ctx, src, c, doc.At.Add(-x.window)); err != nil {
 		return l, nil, err

@@ -300,13 +300,12 @@ func (j *judge) record(d due, o outcome) {
 func (j *judge) follow() {
 	for i := range j.Drills {
 		d := &j.Drills[i]
-		if d.Outcome == drills.Pass || d.Outcome == drills.PassWithGaps || d.Outcome == Pending {
+		if drills.Passed(d.Outcome) || d.Outcome == Pending {
 			continue
 		}
 		for _, told := range j.outcomes {
 			r := told[0].Record
-			passed := r.Outcome.Outcome == drills.Pass || r.Outcome.Outcome == drills.PassWithGaps
-			if r.Name == d.Name && passed && r.FinishedAt.After(d.DueAt) && (d.Followed == nil || r.FinishedAt.Before(d.Followed.FinishedAt)) {
+			if r.Name == d.Name && drills.Passed(r.Outcome.Outcome) && r.FinishedAt.After(d.DueAt) && (d.Followed == nil || r.FinishedAt.Before(d.Followed.FinishedAt)) {
 				d.Followed = &Follow{r.ID, r.Outcome.Outcome, r.FinishedAt}
 			}
 		}

@@ -16,6 +16,29 @@ import (
 // configured when it began, to the newest; and proofs of the period's outcomes.
 // A log without a checkpoint that a trusted key signed is left out, and named.
 func Logs(ctx context.Context, src ledger.Source, trust seal.Trust, repository string, p Period) (out []Log, left []string, err error) {
+	tails, left, err := Tails(ctx, src, trust, repository, p.From)
+	for _, t := range tails {
+		l := Log{Checkpoint: t.Checkpoint, From: t.Records[0].Index}
+		for _, r := range t.Records {
+			if r.Type == ledger.TypeDrillOutcome && p.holds(r.Time.Wall) {
+				l.Prove = append(l.Prove, r.Index)
+			}
+		}
+		out = append(out, l)
+	}
+	return out, left, err
+}
+
+// Tail is the end of a log: the entries of its newest checkpoint's tree that
+// [Entries] gives.
+type Tail struct {
+	Checkpoint ledger.Checkpoint
+	Records    []ledger.Record
+}
+
+// Tails reads the tail of every log that src shows. Logs without a checkpoint that a
+// trusted key signed are left out, and named.
+func Tails(ctx context.Context, src ledger.Source, trust seal.Trust, repository string, from time.Time) (out []Tail, left []string, err error) {
 	origins, err := Origins(ctx, src)
 	if err != nil {
 		return nil, nil, err
@@ -29,17 +52,11 @@ func Logs(ctx context.Context, src ledger.Source, trust seal.Trust, repository s
 		if err != nil {
 			return nil, nil, err
 		}
-		records, err := Entries(ctx, src, c, p.From)
+		records, err := Entries(ctx, src, c, from)
 		if err != nil {
 			return nil, nil, err
 		}
-		l := Log{Checkpoint: c, From: records[0].Index}
-		for _, r := range records {
-			if r.Type == ledger.TypeDrillOutcome && p.holds(r.Time.Wall) {
-				l.Prove = append(l.Prove, r.Index)
-			}
-		}
-		out = append(out, l)
+		out = append(out, Tail{c, records})
 	}
 	return out, left, nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
@@ -234,10 +233,9 @@ func (l *Ledger) predecessors(ctx context.Context) ([]Predecessor, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine := regexp.MustCompile(`^` + regexp.QuoteMeta(l.conf.Origin) + `-[0-9a-f]{8}$`)
 	after := []Predecessor{}
 	for _, o := range origins(names) {
-		if o.name == l.Origin() || !mine.MatchString(o.name) {
+		if o.name == l.Origin() || !OfNode(o.name, l.conf.Origin) {
 			continue
 		}
 		for i := len(o.checkpoints) - 1; i >= 0; i-- {

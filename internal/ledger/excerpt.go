@@ -72,11 +72,7 @@ type Excerpt struct {
 
 // Contains says whether c is a checkpoint of this very log.
 func (e *Excerpt) Contains(c Checkpoint) bool {
-	if c.Origin != e.Origin || c.Size < 1 || c.Size > e.Top.Size || tlog.StoredHashCount(c.Size) > int64(len(e.log.hashes)) {
-		return false
-	}
-	root, err := tlog.TreeHash(c.Size, &e.log)
-	return err == nil && root == c.Root
+	return c.Origin == e.Origin && e.log.contains(c)
 }
 
 // Excerpts reads the excerpt of every log that src has, and computes each anew.
@@ -115,13 +111,15 @@ func (r *excerptReader) fault(code string, index int64, path, format string, arg
 }
 
 func (r *excerptReader) read() {
+	var checkpoints []Checkpoint
 	for _, size := range r.log.listed.checkpoints {
 		c, err := fetchCheckpoint(r.ctx, r.src, r.conf, r.Origin, size)
 		if err != nil {
 			r.fault(FaultSignature, size, checkpointPath(size), "%v", err)
 			continue
 		}
-		r.Top = c
+		checkpoints = append(checkpoints, c)
+		r.Top, r.log.top = c, c
 	}
 	if r.Top.Size == 0 {
 		r.fault(FaultSignature, -1, "", "it has no checkpoint that a trusted key signed: none of its entries is proven")
@@ -131,10 +129,9 @@ func (r *excerptReader) read() {
 	if !r.hashes() {
 		return
 	}
-	for _, size := range r.log.listed.checkpoints {
-		c, err := fetchCheckpoint(r.ctx, r.src, r.conf, r.Origin, size)
-		if err == nil && !r.Contains(c) {
-			r.fault(FaultRoot, size, checkpointPath(size), "the hashes do not give its root")
+	for _, c := range checkpoints {
+		if !r.Contains(c) {
+			r.fault(FaultRoot, c.Size, checkpointPath(c.Size), "the hashes do not give its root")
 		}
 	}
 	r.entries(bundles)

@@ -25,6 +25,13 @@ const MaxLeaf = 60 << 10
 
 var originRE = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,71}$`)
 
+// OfNode says whether a log is one of a node's: its name, a dash and eight hexadecimal
+// digits.
+func OfNode(origin, node string) bool {
+	digits, ok := strings.CutPrefix(origin, node+"-")
+	return ok && len(digits) == 8 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
 // OriginDir holds all objects of an origin.
 func OriginDir(origin string) string { return dir + origin + "/" }
 

@@ -149,7 +149,7 @@ func (v *verifier) origin(ctx context.Context, o listed) error {
 		return err
 	}
 	for _, c := range checkpoints {
-		if !v.contains(l, c) {
+		if !l.contains(c) {
 			v.faultf(o.name, c.Size, checkpointPath(c.Size), "its root is not that of the first %d entries", c.Size)
 		}
 	}
@@ -158,7 +158,7 @@ func (v *verifier) origin(ctx context.Context, o listed) error {
 }
 
 // contains says whether c is a checkpoint of l's own tree.
-func (v *verifier) contains(l *verified, c Checkpoint) bool {
+func (l *verified) contains(c Checkpoint) bool {
 	if c.Size < 1 || c.Size > l.top.Size || tlog.StoredHashCount(c.Size) > int64(len(l.hashes)) {
 		return false
 	}
@@ -187,7 +187,7 @@ func (v *verifier) checkpoints(ctx context.Context, l *verified) []Checkpoint {
 func (v *verifier) known() {
 	for _, c := range append(slices.Clone(v.opt.Known), v.named...) {
 		l := v.logs[c.Origin]
-		if l == nil || !v.contains(l, c) {
+		if l == nil || !l.contains(c) {
 			v.faultf(c.Origin, c.Size, "", "a checkpoint of size %d with root %s was seen elsewhere, and this log does not contain it: it was cut or replaced", c.Size, c.Root)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -27,16 +26,11 @@ type Cosigner struct {
 // LoadCosigner reads a secret key that [NewSigningKey] made; vkey is the cosigner's
 // own verifier key, which is another than that of notes signed with it.
 func LoadCosigner(skey string) (c Cosigner, vkey string, err error) {
-	s, _, err := LoadSigner(skey)
+	s, private, _, err := loadKey(skey)
 	if err != nil {
 		return c, "", err
 	}
-	parts := strings.SplitN(strings.TrimSpace(skey), "+", 5)
-	seed, err := base64.StdEncoding.DecodeString(parts[4])
-	if err != nil {
-		return c, "", errors.New("signing key: not readable")
-	}
-	c = Cosigner{name: s.Name(), key: ed25519.NewKeyFromSeed(seed[1:])}
+	c = Cosigner{name: s.Name(), key: private}
 	pub := append([]byte{cosigAlgorithm}, c.key.Public().(ed25519.PublicKey)...)
 	c.id = cosigID(c.name, pub)
 	return c, c.name + "+" + hex.EncodeToString(c.id[:]) + "+" + base64.StdEncoding.EncodeToString(pub), nil

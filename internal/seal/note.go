@@ -111,23 +111,29 @@ func NewSigningKey(name string) (skey, vkey string, err error) {
 
 // LoadSigner reads a secret key that [NewSigningKey] made. Errors never quote it.
 func LoadSigner(skey string) (note.Signer, string, error) {
+	s, _, vkey, err := loadKey(skey)
+	return s, vkey, err
+}
+
+// loadKey gives the private key beside the signer.
+func loadKey(skey string) (note.Signer, ed25519.PrivateKey, string, error) {
 	bad := errors.New("signing key: not readable: want PRIVATE+KEY+<name>+<hash>+<key>, as `holdfast keys new --signing` writes it")
 	skey = strings.TrimSpace(skey)
 	s, err := note.NewSigner(skey)
 	if err != nil {
-		return nil, "", bad
+		return nil, nil, "", bad
 	}
 	parts := strings.SplitN(skey, "+", 5) // NewSigner saw all five; '+' is one of base64's characters
 	key, err := base64.StdEncoding.DecodeString(parts[4])
 	if err != nil || len(key) != 1+ed25519.SeedSize {
-		return nil, "", bad
+		return nil, nil, "", bad
 	}
-	pub := ed25519.NewKeyFromSeed(key[1:]).Public().(ed25519.PublicKey)
-	vkey, err := note.NewEd25519VerifierKey(s.Name(), pub)
+	private := ed25519.NewKeyFromSeed(key[1:])
+	vkey, err := note.NewEd25519VerifierKey(s.Name(), private.Public().(ed25519.PublicKey))
 	if err != nil {
-		return nil, "", bad
+		return nil, nil, "", bad
 	}
-	return s, vkey, nil
+	return s, private, vkey, nil
 }
 
 // decodeBody reads a note's JSON; fields that into lacks are of a later minor
