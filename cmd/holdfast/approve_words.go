@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/holdfast-dr/holdfast/internal/approval"
@@ -59,12 +60,21 @@ func words[T any](w approval.Waiting, say func(T) ([]string, error)) ([]string, 
 	return say(plan)
 }
 
+// spanOf shows a duration of a plan as others are shown; one that is none stays as it is.
+func spanOf(text string) string {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return text
+	}
+	return span(d)
+}
+
 func changeWords(p retention.ChangePlan) ([]string, error) {
 	shorter, err := p.Shorter()
 	if err != nil {
 		return nil, err
 	}
-	out := []string{"the retention policy keeps less, from the approval on; objects go removal_grace " + p.After.RemovalGrace + " after they are marked"}
+	out := []string{"the retention policy keeps less, from the approval on; objects go removal_grace " + spanOf(p.After.RemovalGrace) + " after they are marked"}
 	for _, s := range shorter {
 		out = append(out, "it keeps less: "+s)
 	}

@@ -79,5 +79,5 @@ func earlyPlanLines(p retention.EarlyPlan) (lines []string) {
 	for _, s := range p.Stays {
 		lines = append(lines, fmt.Sprintf("stays, though it holds them: snapshot %s (%s)", s.ID, strings.Join(s.Because, "; ")))
 	}
-	return append(lines, "afterwards the window begins "+clock(p.Window.From)+"; objects go "+p.RemovalGrace+" after they are marked")
+	return append(lines, "afterwards the window begins "+clock(p.Window.From)+"; objects go "+spanOf(p.RemovalGrace)+" after they are marked")
 }

@@ -29,6 +29,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/configs"
 	"github.com/holdfast-dr/holdfast/docs"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/seal"
 )
@@ -242,7 +243,13 @@ func kitReadme(repo configs.Repository, identity bool) []byte {
 	for _, r := range repo.Recipients {
 		prints = append(prints, seal.Fingerprint(r)+"  "+shorten(r))
 	}
-	return kitText("readme", map[string]any{"Repo": repo, "Identity": identity, "Recipients": prints, "Version": version, "Made": stampOf(time.Now())})
+	var trust []string // the script believes a key in all that it says
+	for _, s := range repo.TrustedSigners {
+		if slices.Contains(s.May, string(catalog.DutySnapshot)) && slices.Contains(s.May, string(catalog.DutyWAL)) {
+			trust = append(trust, s.Key)
+		}
+	}
+	return kitText("readme", map[string]any{"Repo": repo, "Trust": trust, "Identity": identity, "Recipients": prints, "Version": version, "Made": stampOf(time.Now())})
 }
 
 func kitText(name string, about any) []byte {

@@ -192,7 +192,7 @@ func (e *env) retire(ctx context.Context, in retireIn) error {
 		return fmt.Errorf("reading what was retired: %w", err)
 	}
 	return e.print(doc, func(out io.Writer) {
-		fmt.Fprintf(out, "cluster %s is retired since %s: no snapshot and no WAL of it is taken any more; what there was is marked, and goes %s after that\n", in.Cluster, clock(doc.Retirement.RetiredAt), doc.Retirement.Plan.RemovalGrace)
+		fmt.Fprintf(out, "cluster %s is retired since %s: no snapshot and no WAL of it is taken any more; what there was is marked, and goes %s after that\n", in.Cluster, clock(doc.Retirement.RetiredAt), spanOf(doc.Retirement.Plan.RemovalGrace))
 		fmt.Fprintln(out, "keep it in the configuration until `retention report` shows that nothing is left; drop its replication slot or archive_command on the server now, or WAL fills its disk")
 	})
 }
@@ -224,7 +224,7 @@ func retireLines(p retention.RetirePlan) []string {
 		list = append(list, fmt.Sprintf("%d (system %s)", l.Epoch, l.SystemID))
 	}
 	return []string{
-		"ALL snapshots and WAL of cluster " + p.Cluster + " are removed from every zone, the newest and the newest proven too; objects go " + p.RemovalGrace + " after they are marked",
+		"ALL snapshots and WAL of cluster " + p.Cluster + " are removed from every zone, the newest and the newest proven too; objects go " + spanOf(p.RemovalGrace) + " after they are marked",
 		"no snapshot and no WAL of it is taken from then on; tombstones, certificates and ledgers stay",
 		"lineages: " + strings.Join(list, ", "),
 	}

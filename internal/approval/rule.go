@@ -70,6 +70,9 @@ func (s Standing) Enough() bool { return s.Needed > 0 && len(s.Given) >= s.Neede
 
 // Text is how far it is, and what to do where that is not enough.
 func (s Standing) Text() string {
+	if s.Enough() {
+		return fmt.Sprintf("it has %d of %d approvals: enough", len(s.Given), s.Needed)
+	}
 	return fmt.Sprintf("it has %d of %d approvals; an approver gives one with `holdfast approve %s --key FILE`", len(s.Given), s.Needed, s.Hash)
 }
 
