@@ -56,6 +56,9 @@ func TestARestoreInPlaceIsOneExchangeThatCanBeTakenBack(t *testing.T) {
 		t.Errorf("it says:\n%s\nbeside it: %q", said, beside(t, dir))
 	}
 	r.hold("drill", 1, "restore", "open", dir) // not as a copy
+	if shown := r.hold("drill", 0, "restore", "show", dir); !strings.Contains(shown, ".before-") || !strings.Contains(shown, "restore signoff") || strings.Contains(shown, "restore open") {
+		t.Errorf("shown:\n%s", shown)
+	}
 	pg.Start()
 	if n, mode, mem := rows(); n != 1 || mode != "on" || mem != "7MB" {
 		t.Errorf("in place there are %d tables, archive_mode %s, work_mem %s: want 1, on, 7MB", n, mode, mem)

@@ -30,7 +30,7 @@ type restoreView struct {
 	Status string `json:"status"`
 	// State is the marker's; "": nothing was made, or nothing is there any more.
 	State string   `json:"state,omitempty"`
-	Can   []string `json:"can"` // cancel | resume | open | discard
+	Can   []string `json:"can"` // cancel | resume | open | signoff | discard
 
 	marker *restore.Marker
 }
@@ -45,6 +45,7 @@ type restoreShown struct {
 	Tablespaces []string          `json:"tablespaces,omitempty"`
 	Mapping     map[string]string `json:"mapping,omitempty"`
 	SavedWAL    string            `json:"saved_wal,omitempty"`
+	InPlace     *restore.InPlace  `json:"in_place,omitempty"`
 }
 
 // viewRestore looks at a restore's process and directory. newest: no later one has
@@ -77,6 +78,10 @@ func viewRestore(rec restoreRecord, newest bool) (restoreView, error) {
 		v.Status = "interrupted"
 	}
 	switch {
+	case whole && v.marker.InPlace != nil && v.marker.InPlace.Dir == v.Dir:
+		v.Can = []string{"signoff", "discard"}
+	case whole && v.marker.InPlace != nil:
+		v.Can = []string{"resume", "discard"}
 	case whole:
 		v.Can = []string{"open", "discard"}
 	case v.marker != nil:
@@ -192,7 +197,7 @@ func (e *env) restoreShowCommand() *cobra.Command {
 		}
 		shown := restoreShown{restoreView: v}
 		if m := v.marker; m != nil {
-			shown.At, shown.SystemID, shown.Result, shown.Tablespaces, shown.Mapping, shown.SavedWAL = m.At, m.SystemID, m.Result, m.Tablespaces, m.Mapping, m.SavedWAL
+			shown.At, shown.SystemID, shown.Result, shown.Tablespaces, shown.Mapping, shown.SavedWAL, shown.InPlace = m.At, m.SystemID, m.Result, m.Tablespaces, m.Mapping, m.SavedWAL, m.InPlace
 		}
 		return e.print(shown, shown.text)
 	}}
@@ -209,6 +214,9 @@ func (v restoreShown) text(out io.Writer) {
 	}
 	if v.SavedWAL != "" {
 		fmt.Fprintf(out, "old WAL    put aside in %s\n", v.SavedWAL)
+	}
+	if p := v.InPlace; p != nil && p.Dir == v.Dir {
+		fmt.Fprintf(out, "in place   since %s; what was there before is in %s\n", clock(p.At), p.Kept)
 	}
 	for _, act := range v.Can {
 		fmt.Fprintf(out, "next       holdfast restore %s %s\n", act, v.Dir)
