@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -77,6 +78,7 @@ type Stream struct {
 	mu                  sync.Mutex
 	write, flush, apply lsn.LSN
 	sent                bool
+	unsent              error // the first position that a server which had left was not told
 }
 
 func streamSQL(slot string, from lsn.LSN, timeline uint32) string {
@@ -198,10 +200,16 @@ func (s *Stream) await(ctx context.Context) (pgproto3.BackendMessage, error) {
 		return nil, err
 	}
 	m, err := pg.ReceiveMessage(ctx)
-	if ctx.Err() != nil && err != nil {
-		return nil, errors.Join(ctx.Err(), err)
+	if err == nil {
+		return m, nil
 	}
-	return m, err
+	return nil, errors.Join(ctx.Err(), err, s.undelivered())
+}
+
+func (s *Stream) undelivered() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unsent
 }
 
 func (s *Stream) take(ctx context.Context, m pgproto3.BackendMessage) (Msg, bool, error) {
@@ -299,7 +307,9 @@ func nextTimeline(row [][]byte, end *Msg) error {
 // Status tells the server how far we are: write is what was received, flush what is
 // durable by the quorum of zones, and nothing else, for the server removes what was
 // flushed (C-49). Call it when either moves, and at least every half of
-// wal_sender_timeout while Next is not being called. apply is for those who replay; 0 says nothing. None may go back.
+// wal_sender_timeout while Next is not being called. apply is for those who replay;
+// 0 says nothing. None may go back. That the server has left is no error here: Next
+// tells what it said last.
 func (s *Stream) Status(write, flush, apply lsn.LSN) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -318,9 +328,19 @@ func (s *Stream) report(reply bool) error {
 	return s.transmit(reply)
 }
 
+// transmit leaves it to Next to tell that the server closed the connection: why it
+// did may stand unread in the socket.
 func (s *Stream) transmit(reply bool) error {
-	if err := s.put(&pgproto3.CopyData{Data: statusMessage(s.write, s.flush, s.apply, time.Now(), reply)}); err != nil {
-		return fmt.Errorf("report the position to the server: %w", err)
+	err := s.put(&pgproto3.CopyData{Data: statusMessage(s.write, s.flush, s.apply, time.Now(), reply)})
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("report the position to the server: %w", err)
+	if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		return err
+	}
+	if s.unsent == nil {
+		s.unsent = err
 	}
 	return nil
 }

@@ -277,6 +277,35 @@ func TestAShutdownEndsTheStreamAfterTheLastByte(t *testing.T) {
 	<-stopped
 }
 
+// What the server said last is told even if it had left before our position could
+// reach it.
+func TestAShutdownIsToldWhenThePositionComesTooLate(t *testing.T) {
+	c := pgtest.Start(t)
+	s, _ := begin(t, c, replication(t, c))
+	follow(t, s, flushed(t, c))
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); c.Stop() }()
+	var err error
+	for late := false; err == nil; {
+		if err = s.Status(s.Position(), s.Position(), 0); err != nil {
+			break
+		}
+		select {
+		case <-stopped:
+			if !late {
+				late = true
+				continue // the server is gone: this one cannot be delivered
+			}
+		case <-time.After(100 * time.Millisecond): // it waits for more than this position
+		}
+		_, err = s.Next(t.Context())
+	}
+	if !errors.Is(err, postgres.ErrServerStopped) {
+		t.Errorf("%v, want ErrServerStopped", err)
+	}
+	<-stopped
+}
+
 // C-50
 func TestAPromotionEndsTheTimelineAndTheNextFollows(t *testing.T) {
 	c := pgtest.Start(t, pgtest.WithSetting("wal_keep_size", "256MB"))
