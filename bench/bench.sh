@@ -13,6 +13,7 @@
 #   BENCH_SMALL=6           a second database, of so many MB: a cluster of some 54 MB, where fixed waits show; 0: none
 #   BENCH_GROWTH=           sizes in MB (1000,3000,10000 for the record): how increments grow where 2,000 pages change
 #   BENCH_SETTLE=20         seconds to wait at most for a quiet machine before each command
+#   BENCH_COLD=             1: nothing of what a step reads is in the page cache; else all of it, for every tool
 #   BENCH_NOTE=…            a sentence for the report, as what else ran meanwhile
 #   BENCH_OUT=…             the report, instead of docs/results/<date>-bench.md
 set -euo pipefail
@@ -33,7 +34,7 @@ export HOLDFAST=$work/holdfast
 busy() { awk '{ print $1 }' /proc/loadavg; }
 before=$(busy)
 SCALE=$mb bash bench/peers.sh --install --data cms --tools "$tools" --repos "$repos" --steps "$steps" --runs "$runs" \
-  --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --settle "${BENCH_SETTLE:-20}" --work "$work/peers" --keep --out "$work/table"
+  --budget "${BENCH_BUDGET:-7200}" --timeout 1200 --settle "${BENCH_SETTLE:-20}" ${BENCH_COLD:+--cold} --work "$work/peers" --keep --out "$work/table"
 segments=${BENCH_SEGMENTS:-200}
 [ "$segments" = 0 ] || SCALE=${BENCH_SCALE:-50} bash bench/peers.sh --tools holdfast,pgbackrest --repos file --steps "${BENCH_WAL_STEPS:-push,get,replay,commit}" \
   --segments "$segments" --runs "$runs" --budget "${BENCH_BUDGET:-7200}" --settle "${BENCH_SETTLE:-20}" --work "$work/wal" --keep --out "$work/waltable"
@@ -52,7 +53,7 @@ find "$work/peers/src/base" -type f -size +1M -name '[0-9]*' -print0 | sort -z |
   echo "# Bench, $(date -u +%Y-%m-%dT%H:%MZ)"
   echo
   echo "- commit $(git rev-parse --short HEAD), $(git status --porcelain --untracked-files=no | wc -l) files changed since; $("$HOLDFAST" version)"
-  echo "- $(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)), $(awk '/MemTotal/ { printf "%d GiB", $2 / 1048576 }' /proc/meminfo), $(uname -sr), page cache warm; load $before before and $(busy) after"
+  echo "- $(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)), $(awk '/MemTotal/ { printf "%d GiB", $2 / 1048576 }' /proc/meminfo), $(uname -sr), on $(stat -f -c %T "$work"), page cache ${BENCH_COLD:+not }warm; load $before before and $(busy) after"
   [ -z "${BENCH_NOTE:-}" ] || echo "- $BENCH_NOTE"
   echo "- $tools; \`pgbackrest1\` is pgBackRest at zstd level 1, \`holdfast3\` is Holdfast with three zones and a quorum of two"
   echo "- pgBackRest is the distribution's: up to 2.45 it copies whole files that changed. Nothing is claimed against newer ones, whose increments are of blocks."

@@ -12,7 +12,7 @@ import json, statistics, sys
 OURS = ("holdfast", "holdfast3")
 # step, peer, at least so many times as fast, at most this share of its bytes
 TARGETS = [
-    ("full", "pgbackrest", 1.5, 1.10), ("full", "pgbackrest1", 1.1, 1.03), ("incr1", "pgbackrest", 4.0, 0.25),
+    ("full", "pgbackrest", 1.5, 1.10), ("full", "pgbackrest1", 1.1, 1.03), ("incr", "pgbackrest", 4.0, 0.25), ("incr1", "pgbackrest", 4.0, 0.25),
     ("incr5", "pgbackrest", 4.0, 0.25), ("restore", "pgbackrest", 2.0, None), ("delta", "pgbackrest", 1.5, None),
 ]
 # Of WAL: our step, a peer's, which peer ("local cp": a restore_command that copies from a directory), times as fast.

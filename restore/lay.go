@@ -83,13 +83,33 @@ func (t *tree) open(i int) (f *os.File, fresh bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	// The size first: where there is no room for it, nothing is fetched.
-	err = errors.Join(f.Truncate(t.files[i].size), f.Chmod(mode), t.own(path))
-	if err != nil {
+	if err := t.fit(f, t.files[i].size, mode); err != nil {
 		f.Close()
 		return nil, false, err
 	}
 	return f, fresh, nil
+}
+
+// fit gives a file its size, mode and owner, and leaves one alone that has them:
+// making an inode durable that was touched takes a commit of the file system's
+// journal, one that was not takes nothing.
+func (t *tree) fit(f *os.File, size int64, mode fs.FileMode) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// The size first: where there is no room for it, nothing is fetched.
+	if info.Size() != size {
+		if err := f.Truncate(size); err != nil {
+			return err
+		}
+	}
+	if info.Mode() != mode {
+		if err := f.Chmod(mode); err != nil {
+			return err
+		}
+	}
+	return t.own(f.Name())
 }
 
 // wanted lists what a leaf's runs bring into file, all of it.

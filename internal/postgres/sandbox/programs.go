@@ -83,13 +83,19 @@ func (p Programs) credential() (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 }
 
-// Own gives paths to the user that the programs run as, when we are root.
+// Own gives paths to the user that the programs run as, when we are root; what is
+// theirs is left alone.
 func (p Programs) Own(paths ...string) error {
 	cred, err := p.credential()
 	if err != nil || cred == nil {
 		return err
 	}
 	for _, path := range paths {
+		if info, err := os.Lstat(path); err == nil {
+			if have, ok := info.Sys().(*syscall.Stat_t); ok && have.Uid == cred.Uid && have.Gid == cred.Gid {
+				continue // touching it for nothing would cost a commit when it is made durable
+			}
+		}
 		if err := os.Lchown(path, int(cred.Uid), int(cred.Gid)); err != nil {
 			return fmt.Errorf("give PostgreSQL's user what it runs in: %w", err)
 		}
