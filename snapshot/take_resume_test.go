@@ -96,6 +96,56 @@ func TestAnInterruptedSnapshotGoesOnUnderItsOwnIDAndSendsNoPackTwice(t *testing.
 	}
 }
 
+// severing ends the server's side of the connections when some packs were sent.
+type severing struct {
+	watched
+	packs int
+	cut   func()
+	once  sync.Once
+}
+
+func (c *severing) Put(ctx context.Context, name string, body []byte, opt vault.PutOptions) (vault.Stored, error) {
+	stored, err := c.watched.Put(ctx, name, body, opt)
+	c.mu.Lock()
+	enough := c.count("/packs/") >= c.packs
+	c.mu.Unlock()
+	if enough {
+		c.once.Do(c.cut)
+	}
+	return stored, err
+}
+
+// Whatever the source: what the quorum holds when the server is lost is not sent again.
+func TestALostConnectionLosesNothingThatIsCommitted(t *testing.T) {
+	pg := startPG(t)
+	noisy(t, pg, 110)
+	eachSource(t, func(t *testing.T, source string) {
+		r := newRig(t)
+		cfg := r.config(pg, source)
+		first := &severing{watched: watched{Writer: r.vault.Writer()}, packs: 2, cut: func() {
+			if n := pgtest.Value[int](pg, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+				WHERE pid <> pg_backend_pid() AND application_name LIKE 'holdfast%'`); n == 0 {
+				t.Error("the snapshot has no connection that could be cut")
+			}
+		}}
+		cfg.Store = first
+		if _, err := Take(t.Context(), cfg); err == nil || len(r.notes()) > 0 {
+			t.Fatalf("got %v with notes in %v, want an error and none", err, r.notes())
+		}
+		sent, id := first.count("/packs/"), strings.Split(first.names[0], "/")[3]
+		cfg = r.config(pg, source)
+		second := &watched{Writer: r.vault.Writer()}
+		cfg.Store = second
+		s := r.take(cfg)
+		all, err := filepath.Glob(filepath.Join(r.dirs[0], "clusters/main/snapshots", id, "packs", "*"))
+		noErr(t, err)
+		if packs := second.count("/packs/"); s.ID != id || sent < 2 || second.count("intent") > 0 || packs > len(all)-2 {
+			t.Errorf("%s went on as %s after %d packs and sent %d more of %d: want the same id and 2 fewer", id, s.ID, sent, packs, len(all))
+		}
+		r.holds(s, pg.DataDir)
+	})
+}
+
 // killedTake is set, to what it needs, in the process that is to die.
 const killedTake = "HOLDFAST_TEST_KILLED_TAKE"
 

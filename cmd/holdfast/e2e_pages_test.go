@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,14 +12,24 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/postgres/page"
 	"github.com/holdfast-dr/holdfast/internal/postgres/pgtest"
 	"github.com/holdfast-dr/holdfast/retention"
+	"github.com/holdfast-dr/holdfast/snapshot"
 )
 
 // A page that is bad on the server's disk is an incident until a snapshot finds none,
 // and the snapshot that holds it takes nobody's place.
 func TestABadPageIsAnIncidentAndTheGoodSnapshotStaysUntilItIsMended(t *testing.T) { // C-21
+	for _, source := range []string{snapshot.SourceStream, snapshot.SourceFiles} {
+		t.Run(source, func(t *testing.T) { aBadPage(t, source) })
+	}
+}
+
+func aBadPage(t *testing.T, source string) {
 	pg := pgtest.Start(t)
 	pg.Exec("CREATE TABLE hurt AS SELECT g FROM generate_series(1, 9999) g")
 	r := newRig(t, pg, false)
+	if source == snapshot.SourceFiles {
+		r.cluster += fmt.Sprintf("    data_directory: %q\n", pg.DataDir)
+	}
 	r.configure()
 	r.daemon("db")
 	take := func() snapshotDoc {
@@ -45,7 +56,7 @@ func TestABadPageIsAnIncidentAndTheGoodSnapshotStaysUntilItIsMended(t *testing.T
 		return nil
 	}
 	good := take()
-	if good.Suspect || good.Pages.Bad != 0 || bad() != nil {
+	if good.Source != source || good.Suspect || good.Pages.Bad != 0 || bad() != nil {
 		t.Fatalf("before the damage: %+v, incident %+v", good, bad())
 	}
 

@@ -74,6 +74,32 @@ func TestT12AndT20ManyRelationsAndLargeOnesFitTheMemoryLimit(t *testing.T) {
 		t.Errorf("restored: %+v", restored)
 	}
 	compareCrowd(t, filepath.Join(pg.DataDir, dir), filepath.Join(to, dir), s)
+	r.daemonWithin(s)
+}
+
+// daemonWithin holds a daemon's memory to the limit while it archives what the server
+// writes and takes a snapshot.
+func (r *rig) daemonWithin(s scale) {
+	r.t.Helper()
+	daemon := r.daemon("db")
+	r.pg.Exec("CREATE TABLE written (a text)")
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for range 10 {
+			r.pg.Exec("INSERT INTO written SELECT repeat(md5(g::text), 16) FROM generate_series(1, 20000) g")
+		}
+	}()
+	var third snapshotDoc
+	r.within(s, &third, "db", "snapshot", "take", "cms")
+	<-written
+	r.archived("a", "b", "c")
+	peak, ok := residentPeak(daemon.cmd.Process.Pid)
+	r.t.Logf("the daemon took at most %s of memory", size(peak))
+	if !ok || third.Suspect || peak > memoryLimit+memorySlack {
+		r.t.Errorf("the daemon took %s of memory for %+v, limits.memory is %s", size(peak), third, size(memoryLimit))
+	}
+	daemon.stop()
 }
 
 // firstNode is where the numbers of the files begin; no catalogue knows them, and a
