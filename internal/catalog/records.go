@@ -92,8 +92,8 @@ type Snapshot struct {
 	Link
 	Cluster    string    `json:"cluster"`
 	ID         string    `json:"id"`
-	Kind       string    `json:"kind"`   // physical | logical | project
-	Source     string    `json:"source"` // files | stream
+	Kind       string    `json:"kind"`   // [Physical], [Logical] or [Project]
+	Source     string    `json:"source"` // files | stream | copy
 	Node       string    `json:"node"`
 	Epoch      int       `json:"epoch"`
 	SystemID   string    `json:"system_id"`
@@ -120,6 +120,10 @@ type Snapshot struct {
 	// Oldest is when the oldest of the snapshots began whose packs or maps this one
 	// refers to: StartedAt where it refers to none. Zero: not told.
 	Oldest time.Time `json:"oldest_at,omitzero"`
+	// KeyMAC is of a project's snapshot: whose it is, as a tombstone says it, by the keys
+	// of DigestEpoch.
+	KeyMAC      string `json:"key_mac,omitempty"`
+	DigestEpoch int    `json:"digest_epoch,omitempty"`
 }
 
 // Pages counts what the page checksums said.
