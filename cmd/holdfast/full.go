@@ -27,7 +27,7 @@ func fullDue(all catalog.Snapshots, every time.Duration, now time.Time) bool {
 	if !all.Complete {
 		return false
 	}
-	for _, s := range all.All {
+	for _, s := range catalog.OfKind(all.All, catalog.Physical) {
 		begun, known := all.Begun[s.Body.ID]
 		if known && begun.Base == "" && now.Sub(s.Body.StartedAt) < every {
 			return false
