@@ -297,7 +297,7 @@ func (l *Logical) Refuse(ctx context.Context, d StoredDatabase, due []catalog.To
 		return nil
 	}
 	for _, t := range due {
-		is := t.KeyMAC == l.Snapshot.KeyMAC && t.DigestEpoch == l.Snapshot.DigestEpoch
+		is := l.Snapshot.Of(t)
 		if !is {
 			var err error
 			if is, err = isOf(ctx, t, d.Layout, d.Project.ID, keys); err != nil {

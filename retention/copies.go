@@ -216,7 +216,7 @@ var (
 // understood are not clean.
 func (c *copies) clean(cluster string, o zone.Object, absent catalog.Absent) bool {
 	if id, ok := holdingID(cluster, o.Name); ok {
-		if s := c.taken[id]; s.Kind == catalog.Project && s.DigestEpoch == c.of.DigestEpoch && s.KeyMAC != c.of.KeyMAC {
+		if c.taken[id].OfAnother(c.of) {
 			return true // another project's rows, and what no project owns
 		}
 		in, known := c.begun[id]

@@ -28,7 +28,7 @@ func (k *Keeper) gatherPurged(ctx context.Context, in *Inputs, begun map[string]
 		absent, seen := absences[t.ID]
 		for _, n := range own {
 			s := n.Body
-			if !seen || s.KeyMAC != t.KeyMAC || s.DigestEpoch != t.DigestEpoch {
+			if !seen || !s.Of(t) {
 				continue
 			}
 			if at, known := begun[s.ID]; !known || !c.after(at.SystemID, at.Timeline, at.From, absent) {

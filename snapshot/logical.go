@@ -45,6 +45,7 @@ type LogicalConfig struct {
 type Filled struct {
 	First, Last time.Time // the server's clock
 	To          lsn.LSN   // everything in them was written before
+	OID         uint32    // of the schema or database that a project is
 }
 
 func (c *LogicalConfig) check() error {
@@ -183,7 +184,7 @@ func (l *logical) summary(files *LogicalFiles, filled Filled) catalog.Snapshot {
 		Cluster: t.cfg.Cluster, ID: t.id, Kind: l.cfg.Kind, Source: SourceCopy, Node: t.cfg.Node, Epoch: t.cfg.Epoch,
 		SystemID: s.SystemID, Major: s.Major, ServerNum: l.cfg.ServerNum, Timeline: s.Timeline, SegSize: l.cfg.SegSize,
 		StartLSN: s.LSN, StopLSN: max(filled.To, s.LSN), StartedAt: filled.First.UTC(), FinishedAt: filled.Last.UTC(),
-		Files: int64(len(files.list)), Recipients: t.cfg.Fingerprints, LockUntil: t.cfg.LockUntil, KeyMAC: l.cfg.KeyMAC, DigestEpoch: l.cfg.DigestEpoch,
+		Files: int64(len(files.list)), Recipients: t.cfg.Fingerprints, LockUntil: t.cfg.LockUntil, KeyMAC: l.cfg.KeyMAC, DigestEpoch: l.cfg.DigestEpoch, OID: filled.OID,
 	}
 	// The age of the bytes counts from the first of the two clocks.
 	out.Oldest = t.startedAt

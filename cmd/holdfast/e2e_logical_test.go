@@ -315,7 +315,7 @@ func TestALogicalSnapshotBringsNoDeletedProjectBack(t *testing.T) { // promise 7
 	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
 	pg.Exec(tenants)
 	r := newRig(t, pg, false)
-	r.cluster = "    retention: {window: 1h, daily: 7, keep_at_least: 1h, keep_at_most: 30d, removal_grace: 1s}\n" + tenantProjects + "      purge: {within: 40d, grace: 1s}\n"
+	r.cluster = "    retention: {window: 1h, daily: 7, keep_at_least: 1h, keep_at_most: 30d, removal_grace: 1s, logical: {daily: 1}}\n" + tenantProjects + "      purge: {within: 40d, grace: 1s}\n"
 	r.configure()
 	r.daemon("db")
 	whole := ask[snapshotDoc](r, "db", "snapshot", "take", "cms", "--logical")
@@ -371,8 +371,55 @@ func (r *rig) ownGoes(tombstone, whole, own, others string) {
 	if blocked := one.Zones[0].BlockedBy; !slices.Contains(blocked, "snapshot "+whole) || slices.Contains(blocked, "snapshot "+others) || slices.Contains(blocked, "snapshot "+own) {
 		r.t.Errorf("the purge waits for %v", blocked)
 	}
+	later := ask[snapshotDoc](r, "db", "snapshot", "take", "cms", "--logical").ID
+	await(r.t, "the end of the older logical snapshot, by the policy of its class", func() bool {
+		r.hold("db", 0, "retention", "apply", "cms")
+		return files(filepath.Join(dir, whole)) == 0
+	})
+	if files(filepath.Join(dir, later)) == 0 || files(filepath.Join(dir, others)) == 0 {
+		r.t.Error("newer snapshots are gone as well")
+	}
 	all := r.hold("db", 0, "--output", "json", "ledger", "show", "--last", "1000")
 	if !strings.Contains(all, `"key_mac"`) || strings.Contains(all, "project 7") {
 		r.t.Errorf("the ledger: %s", all)
+	}
+}
+
+func TestALogicalSnapshotOfProjectsThatAreSchemasBringsNoRenamedOneBack(t *testing.T) { // promise 7
+	renamedProject(t, "schema")
+}
+
+func TestALogicalSnapshotOfProjectsThatAreDatabasesBringsNoRenamedOneBack(t *testing.T) { // promise 7
+	renamedProject(t, "database")
+}
+
+// renamedProject is deleted under another name than snapshots know it by.
+func renamedProject(t *testing.T, layout string) {
+	pg := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
+	x := newEstate(t, pg, layout)
+	x.daemon("db")
+	whole := ask[snapshotDoc](x.rig, "db", "snapshot", "take", "cms", "--logical").ID
+	own := ask[snapshotDoc](x.rig, "db", "snapshot", "take", "cms", "--project", x.hostile).ID
+	neighbour := ask[snapshotDoc](x.rig, "db", "snapshot", "take", "cms", "--project", x.another).ID
+	pg.Exec("ALTER " + strings.ToUpper(layout) + " " + pgx.Identifier{x.hostile}.Sanitize() + " RENAME TO moved")
+	deleted := ask[deletedDoc](x.rig, "db", "project", "delete", "cms", "moved", "--in-live", "--yes").Tombstone
+
+	other := pgtest.Start(t, pgtest.WithOwn("pg_dump"))
+	doc := x.loaded(whole, other.DSN("postgres"))
+	if len(doc.Tombstones) != 1 || doc.Tombstones[0].ID != deleted || !doc.Tombstones[0].Found {
+		t.Errorf("tombstones: %+v", doc.Tombstones)
+	}
+	if n := pgtest.Value[int](other, "SELECT (SELECT count(*) FROM pg_database WHERE datname = $1) + (SELECT count(*) FROM pg_namespace WHERE nspname = $1)", x.hostile); n != 0 {
+		t.Error("the deleted project is there")
+	}
+	if dump := other.Run("pg_dump", "--data-only", "-d", other.DSN(x.in(x.another))); strings.Contains(dump, "canary") || strings.Count(dump, "a@other") != 50 {
+		t.Errorf("its neighbour has %d rows, and the deleted project's words: %t", strings.Count(dump, "a@other"), strings.Contains(dump, "canary"))
+	}
+	x.hold("drill", exitRefused, "restore", "run", "cms", "--snapshot", own, "--on", other.DSN("again"), "--identity", x.path("drill/data.key"))
+	if one := x.loaded(neighbour, other.DSN("alone")); len(one.Databases) != 1 || one.Databases[0].Rows != 200 {
+		t.Errorf("the neighbour alone: %+v", one)
+	}
+	if all := x.hold("db", 0, "--output", "json", "ledger", "show", "--last", "1000"); strings.Contains(all, `Te\"n`) || strings.Contains(all, x.another) {
+		t.Errorf("the ledger names a project: %s", all)
 	}
 }

@@ -28,11 +28,10 @@ type reportIn struct {
 // reporter gathers one report.
 type reporter struct {
 	*world
-	conf configs.Cluster
-	k    *retention.Keeper
-	doc  retentionReport
-	// deleted are the MACs of projects with a tombstone.
-	deleted map[string]bool
+	conf  configs.Cluster
+	k     *retention.Keeper
+	doc   retentionReport
+	tombs []catalog.Tombstone
 }
 
 // retentionReport observes the zones now, and reads the ledgers for the period.
@@ -230,10 +229,7 @@ func (r *reporter) letGoEarly(entries []ledger.Record) error {
 // tombstoned finds whose snapshots go before the policy ends them.
 func (r *reporter) tombstoned(ctx context.Context) error {
 	tombs, err := r.catalog.Tombstones(ctx, r.conf.Name)
-	r.deleted = map[string]bool{}
-	for _, t := range tombs.Bodies() {
-		r.deleted[t.KeyMAC] = true
-	}
+	r.tombs = tombs.Bodies()
 	return err
 }
 
@@ -241,7 +237,7 @@ func (r *reporter) tombstoned(ctx context.Context) error {
 func (r *reporter) taken(e ledger.Record) {
 	id := e.Subject["snapshot"]
 	var s catalog.Snapshot
-	if json.Unmarshal(e.Body, &s) == nil && s.Kind == catalog.Project && r.deleted[s.KeyMAC] {
+	if json.Unmarshal(e.Body, &s) == nil && slices.ContainsFunc(r.tombs, s.Of) {
 		return // it goes with its project
 	}
 	if floor := r.k.Policy.For(s.Kind).Floor(); r.doc.RetiredAt.IsZero() && r.doc.At.Sub(e.Time.Wall) < floor && !r.doc.present[id] {

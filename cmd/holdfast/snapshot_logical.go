@@ -379,6 +379,9 @@ func (c *copying) project(ctx context.Context, to *snapshot.LogicalFiles, mac st
 	x := &exporting{projectSource: c.projectSource, to: packed{to}, form: tenancy.Copy, madeAt: c.madeAt}
 	err = x.open(ctx, key, []string{key}, func() error {
 		c.moment(x.view.At)
+		if c.filled.OID, err = x.view.ObjectID(ctx, key); err != nil {
+			return err
+		}
 		if err := x.prepare(ctx, ""); err != nil {
 			return err
 		}

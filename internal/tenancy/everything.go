@@ -91,6 +91,11 @@ func (v *View) Uncovered(ctx context.Context) ([]string, error) {
 	return list, nil
 }
 
+// ObjectID is the OID of a project that is a schema or a database; 0 for rows.
+func (v *View) ObjectID(ctx context.Context, keyText string) (uint32, error) {
+	return ObjectID(ctx, v.tx, v.Layout, keyText)
+}
+
 // SchemaOIDs are the OIDs of the database's schemas: a schema keeps its own when it is
 // renamed.
 func (v *View) SchemaOIDs(ctx context.Context) (map[string]uint32, error) {
