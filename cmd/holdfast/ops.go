@@ -81,7 +81,7 @@ func (n *node) serveOps(s *server.Server) {
 		if err != nil {
 			return jobRef{}, err
 		}
-		return answerOrder(n.run(ctx, jobSnapshot, in.Cluster, o, nil))
+		return answerOrder(n.run(ctx, jobSnapshot, laneOf(o), o, nil))
 	})
 	server.Serve(s, opSnapshotList, n.snapshotList)
 	server.Serve(s, opWALPush, n.walPush)

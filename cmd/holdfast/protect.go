@@ -43,6 +43,7 @@ type protected struct {
 	ended     bool          // the cluster is retired
 	takeOver  bool          // once: asked for by `lineage open --take-over`
 	forgotten marks
+	chain     sync.Mutex // held while a snapshot's note is given its number
 }
 
 // session is one claim of the lineage and what archives under it.
@@ -330,7 +331,7 @@ func (p *protected) takeConfig(s *session, progress func(snapshot.Progress)) sna
 		DataDirectory: p.cfg.DataDirectory, Fast: p.cfg.Snapshots.Checkpoint != "spread", Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust,
 		Data: w.data, Index: w.indexTo, Fingerprints: w.fingerprints(), Level: p.cfg.Snapshots.Level,
 		Workers: w.cfg.Node.Limits.Workers, Memory: int64(w.cfg.Node.Limits.Memory), WAL: s.archive, WALRefs: s.archive.WALRefs,
-		State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,
+		Chain: &p.chain, State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,
 		Summaries: p.cfg.Snapshots.Summaries,
 		Progress:  progress, Log: w.log.Named("snapshot"), Now: w.now,
 	}

@@ -32,8 +32,17 @@ func (e *env) actTake(ctx context.Context, in takeIn) (json.RawMessage, error) {
 		if err != nil {
 			return nil, err
 		}
-		return n.run(ctx, jobSnapshot, in.Cluster, o, progress)
+		return n.run(ctx, jobSnapshot, laneOf(o), o, progress)
 	})
+}
+
+// laneOf is where an order for a snapshot waits: the cluster's jobs are not to wait for
+// hours of copying rows.
+func laneOf(o order) string {
+	if catalog.Exported(o.Kind) {
+		return o.Cluster + "/" + catalog.Logical
+	}
+	return o.Cluster
 }
 
 // kindOf is the kind of snapshot that is asked for; "" is a physical one.
@@ -79,7 +88,14 @@ func (p *protected) takeLogical(ctx context.Context, o order, progress func(snap
 		return catalog.Snapshot{}, err
 	}
 	c := &copying{projectSource: &projectSource{cfg: p.n.cfg, cluster: p.cfg}, madeAt: p.n.now().UTC(), workers: p.n.cfg.Node.Limits.Workers, log: p.n.log}
-	cfg := snapshot.LogicalConfig{Take: p.takeConfig(s, progress), Kind: o.Kind, Server: server, ServerNum: facts.ServerNum, SegSize: facts.SegSize, Fill: c.databases}
+	cfg := snapshot.LogicalConfig{Take: p.takeConfig(s, progress), Kind: o.Kind, Server: server, ServerNum: facts.ServerNum, SegSize: facts.SegSize}
+	cfg.Fill = func(ctx context.Context, to *snapshot.LogicalFiles) (snapshot.Filled, error) {
+		filled, err := c.databases(ctx, to)
+		if p.cfg.Projects != nil && !errors.Is(err, postgres.ErrNoDump) {
+			err = tenancy.Wordless(err, tenancy.Layout{Kind: p.cfg.Projects.Layout})
+		}
+		return filled, err
+	}
 	if o.Kind == catalog.Project {
 		if c.projectSource, err = sourceOf(p.n.cfg, p.cfg); err != nil {
 			return catalog.Snapshot{}, err

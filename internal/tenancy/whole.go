@@ -214,6 +214,20 @@ func Unnamed(err error, l Layout, keyText string) error {
 	return h
 }
 
+// Wordless is an error of a whole database for records that outlive its projects: where
+// they are schemas or databases, any of its words may be a name.
+func Wordless(err error, l Layout) error {
+	if err == nil || l.rows() {
+		return err
+	}
+	text := "it failed, and the words could name projects: `holdfast project export --all` by hand tells why"
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) {
+		text += " (SQLSTATE " + refused.Code + ")"
+	}
+	return hidden{err, text}
+}
+
 // hide takes the name of a project out of an error's text. What the server says of it
 // is reduced to its code: it does not always quote names.
 func hide(err error, keyText string) error {
