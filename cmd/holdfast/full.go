@@ -27,9 +27,9 @@ func fullDue(all catalog.Snapshots, every time.Duration, now time.Time) bool {
 	if !all.Complete {
 		return false
 	}
-	for _, s := range catalog.OfKind(all.All, catalog.Physical) {
+	for _, s := range all.All {
 		begun, known := all.Begun[s.Body.ID]
-		if known && begun.Base == "" && now.Sub(s.Body.StartedAt) < every {
+		if known && !catalog.Exported(s.Body.Kind) && begun.Base == "" && now.Sub(s.Body.StartedAt) < every {
 			return false
 		}
 	}
