@@ -127,7 +127,7 @@ func (l *logical) copy(ctx context.Context) (*LogicalFiles, Filled, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	t.pack = newPacker(ctx, t.cfg.Data, t.flying(), t.putPack)
-	to := &LogicalFiles{take: t, ctx: ctx}
+	to := &LogicalFiles{take: t, ctx: ctx, have: map[string]bool{}}
 	filled, err := l.cfg.Fill(ctx, to)
 	if err == nil {
 		err = t.pack.flush()
@@ -205,6 +205,7 @@ type LogicalFiles struct {
 
 	mu   sync.Mutex
 	list []catalog.LogicalFile
+	have map[string]bool // names of the list
 	idle []*framer
 }
 
@@ -223,9 +224,10 @@ func (to *LogicalFiles) Add(name string, write func(io.Writer) error) (size int6
 	f.file.SHA256 = hex.EncodeToString(f.sum.Sum(nil))
 	to.mu.Lock()
 	defer to.mu.Unlock()
-	if slices.ContainsFunc(to.list, func(x catalog.LogicalFile) bool { return x.Path == name }) {
+	if to.have[name] {
 		return 0, "", fmt.Errorf("writing %s: it was written before", name)
 	}
+	to.have[name] = true
 	to.list = append(to.list, f.file)
 	return f.file.Size, f.file.SHA256, nil
 }

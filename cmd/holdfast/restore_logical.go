@@ -61,14 +61,14 @@ type loading struct {
 // restoreLogical restores a logical snapshot, where one is asked for; done is false
 // where the restore is of a cluster's files.
 func (e *env) restoreLogical(ctx context.Context, cluster string, t *targetFlags) (done bool, err error) {
+	if len(t.databases) > 0 && t.on == "" {
+		return true, usage("--database goes with --on")
+	}
 	if t.snapshot == "" || planHash.MatchString(cluster) {
 		if t.on != "" {
 			return true, usage("--on loads a logical snapshot of a cluster: name it with --snapshot; `holdfast snapshot list CLUSTER` shows those there are")
 		}
 		return false, nil
-	}
-	if len(t.databases) > 0 && t.on == "" {
-		return true, usage("--database goes with --on")
 	}
 	if err := errors.Join(catalog.CheckName(cluster), catalog.CheckID(t.snapshot)); err != nil {
 		return true, usage("%w", err)
