@@ -30,7 +30,7 @@ func TestErrorsForRecordsNameNoProject(t *testing.T) {
 		t.Errorf("it does not say why: %s", got)
 	}
 	rows := Layout{Kind: Rows}
-	if Unnamed(refused, rows, "7") != error(refused) || Wordless(refused, rows) != error(refused) || Unnamed(nil, rows, "") != nil || Wordless(nil, Layout{Kind: Schema}) != nil {
+	if Unnamed(refused, rows, "7").Error() != refused.Error() || Wordless(refused, rows).Error() != refused.Error() || Unnamed(nil, rows, "") != nil || Wordless(nil, Layout{Kind: Schema}) != nil {
 		t.Error("what has no name in its words is changed")
 	}
 }
