@@ -298,6 +298,11 @@ func TestALogicalSnapshotWithADamagedPackIsRefused(t *testing.T) {
 	if len(doc.Databases) != 1 || doc.Databases[0].As != "good" || doc.Databases[0].Rows != 20000 {
 		t.Errorf("from the other zones: %+v", doc)
 	}
+	r.write("repository.yaml", fmt.Sprintf("format: 1\nzones: [{name: b, directory: %s}]\ntrusted_signers: [{key: %q, may: [snapshot, wal, tombstone, ledger]}]\n", r.path("zones/b"), r.keys["db"]))
+	alone := ask[logicalDoc](r, "", "--repository", r.path("repository.yaml"), "restore", "run", "cms", "--snapshot", id, "--on", pg.DSN("postgres"), "--database", "postgres=alone", "--identity", r.path("drill/data.key"))
+	if !alone.Complete || alone.Databases[0].Rows != 20000 {
+		t.Errorf("by one zone and the key alone: %+v", alone)
+	}
 	damage("b")
 	damage("c")
 	code, _, errs := r.try("drill", "restore", "run", "cms", "--snapshot", id, "--on", pg.DSN("postgres"), "--database", "postgres=bad", "--identity", r.path("drill/data.key"))
