@@ -57,6 +57,19 @@ type Retention struct {
 	RemovalGrace Duration `yaml:"removal_grace" default:"24h" doc:"Between the mark and the removal of its objects: longer than the longest restore."`
 	Approve      bool     `yaml:"approve_shorter" default:"false" doc:"A changed policy that keeps less removes nothing before a person has approved the change."`
 	RenewAfter   Duration `yaml:"renew_after" min:"1s" doc:"Pages in packs older than this are copied afresh; left out: a quarter of keep_at_most, 30d at most."`
+	Logical      *Counts  `yaml:"logical" doc:"How many logical snapshots are kept; left out: as many as of the others, without the window."`
+	Project      *Counts  `yaml:"project" doc:"How many snapshots of each project are kept; left out: as of logical ones that are left out."`
+}
+
+// Counts are how many snapshots of a class are kept, those that need no WAL. keep_at_most
+// and removal_grace are one for all classes.
+type Counts struct {
+	Hourly      int      `yaml:"hourly" default:"0" min:"0" doc:"Hours of which the last snapshot is kept."`
+	Daily       int      `yaml:"daily" default:"0" min:"0" doc:"Days of which the last snapshot is kept."`
+	Weekly      int      `yaml:"weekly" default:"0" min:"0" doc:"Weeks of which the last snapshot is kept."`
+	Monthly     int      `yaml:"monthly" default:"0" min:"0" doc:"Months of which the last snapshot is kept."`
+	Yearly      int      `yaml:"yearly" default:"0" min:"0" doc:"Years of which the last snapshot is kept."`
+	KeepAtLeast Duration `yaml:"keep_at_least" min:"1s" doc:"None goes earlier; left out: the counts alone keep them."`
 }
 
 // Objectives are promised times; 0 is none.

@@ -101,23 +101,50 @@ func (d *decoder) checkRetention(r *Retention, field string) {
 		d.at(field+".renew_after", fmt.Sprintf("%v, which leaves snapshots %v of keep_at_most %v: less than window or keep_at_least, %v", r.RenewAfter, longest, r.KeepAtMost, floor),
 			"window, keep_at_least ≤ keep_at_most - renew_after")
 	}
+	own := Counts{Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly}
+	for _, count := range own.beyond(longest) {
+		d.at(field+"."+count.name, fmt.Sprintf("%d, the oldest of which would need bytes older than keep_at_most %v (renew_after %v)", count.n, r.KeepAtMost, r.RenewAfter), "fewer, a longer keep_at_most or a shorter renew_after")
+	}
+	d.checkCounts(r.Logical, r, field+".logical")
+	d.checkCounts(r.Project, r, field+".project")
+}
+
+// checkCounts is for a class of its own, if it is given.
+func (d *decoder) checkCounts(c *Counts, r *Retention, field string) {
+	if c == nil {
+		return
+	}
+	if c.KeepAtLeast > 0 && c.KeepAtLeast+r.RemovalGrace >= r.KeepAtMost {
+		d.at(field+".keep_at_least", fmt.Sprintf("%v, with removal_grace %v no less than keep_at_most %v", c.KeepAtLeast, r.RemovalGrace, r.KeepAtMost), "keep_at_least + removal_grace < keep_at_most")
+	}
+	for _, count := range c.beyond(r.KeepAtMost) {
+		d.at(field+"."+count.name, fmt.Sprintf("%d, the oldest of which would be older than keep_at_most %v", count.n, r.KeepAtMost), "fewer, or a longer keep_at_most")
+	}
+}
+
+// counted is one of the counts.
+type counted struct {
+	name string
+	n    int
+	span time.Duration
+}
+
+// beyond are the counts that a ceiling would not let be reached: the oldest of n is at
+// least n-1 spans old.
+func (c Counts) beyond(longest Duration) (out []counted) {
 	const day = 24 * time.Hour
-	for _, count := range []struct {
-		name string
-		n    int
-		span time.Duration
-	}{
-		{"hourly", r.Hourly, time.Hour},
-		{"daily", r.Daily, day},
-		{"weekly", r.Weekly, 7 * day},
-		{"monthly", r.Monthly, 28 * day},
-		{"yearly", r.Yearly, 365 * day},
+	for _, one := range []counted{
+		{"hourly", c.Hourly, time.Hour},
+		{"daily", c.Daily, day},
+		{"weekly", c.Weekly, 7 * day},
+		{"monthly", c.Monthly, 28 * day},
+		{"yearly", c.Yearly, 365 * day},
 	} {
-		// The oldest of n is at least n-1 spans old: the ceiling would take it.
-		if count.n > 1 && int64(count.n-1) > int64(longest)/int64(count.span) {
-			d.at(field+"."+count.name, fmt.Sprintf("%d, the oldest of which would need bytes older than keep_at_most %v (renew_after %v)", count.n, r.KeepAtMost, r.RenewAfter), "fewer, a longer keep_at_most or a shorter renew_after")
+		if one.n > 1 && int64(one.n-1) > int64(longest)/int64(one.span) {
+			out = append(out, one)
 		}
 	}
+	return out
 }
 
 func (d *decoder) checkProjects(c *Cluster, field string) {

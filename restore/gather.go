@@ -83,11 +83,17 @@ func (g *gatherer) readSnapshots(ctx context.Context) (err error) {
 		return err
 	}
 	g.missing("snapshots", g.snaps.Require())
+	exported := len(g.snaps.List)
+	g.snaps.List = catalog.OfKind(g.snaps.List, catalog.Physical)
+	exported -= len(g.snaps.List)
 	if g.target.Zone != "" {
 		g.missing("zone "+g.target.Zone, errors.New("it alone was asked, others may hold more"))
 	}
 	if len(g.snaps.List) == 0 {
 		names, _ := g.Catalog.Clusters(ctx)
+		if exported > 0 {
+			return fmt.Errorf("%w: the repository shows no physical snapshot of %s%s, and %d others, which --on CONNECTION loads into a server", ErrUnreachable, g.cluster, g.alone(), exported)
+		}
 		return fmt.Errorf("%w: the repository shows no snapshot of %s%s (clusters seen: %s)%s", ErrUnreachable, g.cluster, g.alone(), strings.Join(names, ", "), faults(append(g.snaps.Faults, g.snaps.Missing...)))
 	}
 	return nil

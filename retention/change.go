@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/approval"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
 )
 
 // entryPolicy is the ledger's type of entries about a policy that is first applied.
@@ -24,6 +25,35 @@ type Terms struct {
 	KeepAtMost   string `json:"keep_at_most"` // "0s": no ceiling
 	RemovalGrace string `json:"removal_grace"`
 	RenewAfter   string `json:"renew_after"`
+	// Logical and Project are of classes that count by themselves; none: as above.
+	Logical ClassTerms `json:"logical,omitzero"`
+	Project ClassTerms `json:"project,omitzero"`
+}
+
+// ClassTerms are the counts of a class as they are written down.
+type ClassTerms struct {
+	Hourly      int    `json:"hourly"`
+	Daily       int    `json:"daily"`
+	Weekly      int    `json:"weekly"`
+	Monthly     int    `json:"monthly"`
+	Yearly      int    `json:"yearly"`
+	KeepAtLeast string `json:"keep_at_least"` // "": the class has no counts of its own
+}
+
+func (c *Counts) terms() ClassTerms {
+	if c == nil {
+		return ClassTerms{}
+	}
+	return ClassTerms{c.Hourly, c.Daily, c.Weekly, c.Monthly, c.Yearly, c.KeepAtLeast.String()}
+}
+
+// counts reads what terms wrote.
+func (t ClassTerms) counts() (*Counts, error) {
+	if t.KeepAtLeast == "" {
+		return nil, nil
+	}
+	least, err := time.ParseDuration(t.KeepAtLeast)
+	return &Counts{t.Hourly, t.Daily, t.Weekly, t.Monthly, t.Yearly, least}, err
 }
 
 // Terms writes a policy down.
@@ -31,6 +61,7 @@ func (p Policy) Terms() Terms {
 	return Terms{
 		p.Window.String(), p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly, p.zone().String(),
 		p.Floor().String(), p.KeepAtMost.String(), p.RemovalGrace.String(), p.RenewAfter.String(),
+		p.Logical.terms(), p.Project.terms(),
 	}
 }
 
@@ -44,6 +75,12 @@ func (t Terms) policy(lead time.Duration) (Policy, error) {
 		if *into, err = time.ParseDuration(*text); err != nil {
 			return p, fmt.Errorf("reading the policy that was applied last: %w", err)
 		}
+	}
+	if p.Logical, err = t.Logical.counts(); err == nil {
+		p.Project, err = t.Project.counts()
+	}
+	if err != nil {
+		return p, fmt.Errorf("reading the policy that was applied last: %w", err)
 	}
 	if p.Zone, err = time.LoadLocation(t.TimeZone); err != nil {
 		return p, fmt.Errorf("reading the policy that was applied last: %w", err)
@@ -102,14 +139,28 @@ func (p Policy) shorter(old Policy) []string {
 		less("keep_at_most", p.KeepAtMost, old.KeepAtMost)
 	}
 	less("removal_grace", p.RemovalGrace, old.RemovalGrace)
-	before := old.tiers()
-	for i, t := range p.tiers() {
-		if t.count < before[i].count {
-			out = append(out, fmt.Sprintf("%s %d instead of %d", t.name, t.count, before[i].count))
+	out = append(out, p.fewer(old, "")...)
+	for _, kind := range []string{catalog.Logical, catalog.Project} {
+		if p.Logical == nil && old.Logical == nil && kind == catalog.Logical || p.Project == nil && old.Project == nil && kind == catalog.Project {
+			continue // said already
 		}
+		now, before := p.For(kind), old.For(kind)
+		less(kind+" keep_at_least", now.Floor(), before.Floor())
+		out = append(out, now.fewer(before, kind+" ")...)
 	}
 	if old.zero() && !p.zero() {
 		out = append(out, "a policy instead of none")
+	}
+	return out
+}
+
+// fewer says which counts of p are less than those of old.
+func (p Policy) fewer(old Policy, of string) (out []string) {
+	before := old.tiers()
+	for i, t := range p.tiers() {
+		if t.count < before[i].count {
+			out = append(out, fmt.Sprintf("%s%s %d instead of %d", of, t.name, t.count, before[i].count))
+		}
 	}
 	return out
 }

@@ -62,6 +62,12 @@ func TestWhatKeepsLessIsNamed(t *testing.T) {
 		"keep_at_most 300d instead of 400d":  func(p *Policy) { p.KeepAtMost = 300 * day },
 		"removal_grace 1h0m0s instead of 1d": func(p *Policy) { p.RemovalGrace = time.Hour },
 
+		"logical daily 1 instead of 2": func(p *Policy) {
+			p.Logical = &Counts{Hourly: 1, Daily: 1, Weekly: 3, Monthly: 4, Yearly: 5, KeepAtLeast: 9 * day}
+		},
+		"project keep_at_least 1d instead of 9d; project hourly 0 instead of 1; project yearly 0 instead of 5": func(p *Policy) {
+			p.Project = &Counts{Daily: 2, Weekly: 3, Monthly: 4, KeepAtLeast: day}
+		},
 		"hourly 0 instead of 1; yearly 4 instead of 5": func(p *Policy) { p.Hourly, p.Yearly = 0, 4 },
 	} {
 		p := old

@@ -20,8 +20,9 @@ type copies struct {
 	zones  map[string][]zone.Object
 	faults map[string]error
 	size   int64
-	kinds  map[string]string   // of committed snapshots, by id
-	held   map[string][]string // holds, by the name of what a snapshot on hold needs
+	taken  map[string]catalog.Snapshot // committed ones, by id
+	held   map[string][]string         // holds, by the name of what a snapshot on hold needs
+	of     catalog.Tombstone           // whose copies are counted
 }
 
 // survey reads what stays and lists every zone, versions included.
@@ -34,9 +35,9 @@ func (k *Keeper) survey(ctx context.Context) (*copies, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &copies{plan: newPlanner(in), begun: all.Begun, kinds: map[string]string{}, size: segSizeOf(all.All), at: k.Now()}
+	c := &copies{plan: newPlanner(in), begun: all.Begun, taken: map[string]catalog.Snapshot{}, size: segSizeOf(all.All), at: k.Now()}
 	for _, s := range all.All {
-		c.kinds[s.Body.ID] = s.Body.Kind
+		c.taken[s.Body.ID] = s.Body
 	}
 	if c.zones, c.faults, err = k.everyCopy(ctx); err != nil {
 		return nil, err
@@ -111,6 +112,7 @@ func (a *advance) count(ctx context.Context, one *Purge, t catalog.Tombstone, ab
 			one.Overdue = false
 		}
 	}
+	a.found.of = t
 	held := false // then nobody knows when the last copy ends
 	for _, name := range sortedKeys(a.found.zones) {
 		z, kept := a.countZone(name, one.SuspendedBy, absent, seen)
@@ -214,6 +216,9 @@ var (
 // understood are not clean.
 func (c *copies) clean(cluster string, o zone.Object, absent catalog.Absent) bool {
 	if id, ok := holdingID(cluster, o.Name); ok {
+		if c.taken[id].OfAnother(c.of) {
+			return true // another project's rows, and what no project owns
+		}
 		in, known := c.begun[id]
 		return known && c.after(in.SystemID, in.Timeline, in.From, absent)
 	}

@@ -97,7 +97,10 @@ func (k *Keeper) gatherEarly(ctx context.Context, in *Inputs) error {
 	if err != nil {
 		return err
 	}
-	c := &copies{plan: newPlanner(*in), begun: all.Begun, size: segSizeOf(all.All)}
+	c := &copies{plan: newPlanner(*in), begun: all.Begun, taken: map[string]catalog.Snapshot{}, size: segSizeOf(all.All)}
+	for _, s := range all.All {
+		c.taken[s.Body.ID] = s.Body
+	}
 	needs := map[string][]catalog.Ref{}
 	for _, s := range in.Snapshots {
 		if needs[s.ID], err = k.refs(ctx, s); err != nil {
@@ -106,6 +109,7 @@ func (k *Keeper) gatherEarly(ctx context.Context, in *Inputs) error {
 	}
 	in.Due = map[string]due{}
 	for _, p := range purges {
+		c.of = p.Tombstone
 		k.addDue(in, p, func(id string) bool {
 			return slices.ContainsFunc(needs[id], func(r catalog.Ref) bool { return !c.clean(k.Cluster, zone.Object{Name: r.Name}, p.absent) })
 		})

@@ -48,7 +48,7 @@ func (p *planner) checkShare() {
 	}
 	gone := 0
 	for _, d := range p.plan.Snapshots {
-		if !d.Keep && !p.aside[d.ID] { // those were approved one by one
+		if !d.Keep && !p.gone(d.ID) { // those were approved, or asked for, one by one
 			gone++
 		}
 	}

@@ -30,6 +30,7 @@ func (p *planner) keepHolds() {
 			for _, at := range h.Moments {
 				p.keepMoment(h, at)
 			}
+			p.keepOwn(h)
 		}
 	}
 }
@@ -47,6 +48,16 @@ func (p *planner) keepMoment(h Hold, at time.Time) {
 	for _, system := range p.unfinished(at) {
 		if s, ok := p.beginAt(system, p.everywhere(system), at); ok {
 			p.hold(h, s.ID)
+		}
+	}
+}
+
+// keepOwn keeps the newest snapshot of the project alone.
+func (p *planner) keepOwn(h Hold) {
+	for _, s := range slices.Backward(p.Snapshots) {
+		if s.Kind == catalog.Project && s.KeyMAC == h.KeyMAC && s.DigestEpoch == h.DigestEpoch && !s.Suspect {
+			p.hold(h, s.ID)
+			return
 		}
 	}
 }

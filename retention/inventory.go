@@ -65,7 +65,7 @@ func (k *Keeper) Inventory(ctx context.Context) (Inventory, error) {
 	for z, objects := range c.zones {
 		found[z] = map[string][]zone.Object{}
 		for _, o := range objects {
-			class := k.classOf(o.Name, c.kinds)
+			class := k.classOf(o.Name, c.taken)
 			found[z][class] = append(found[z][class], o)
 		}
 	}
@@ -77,9 +77,9 @@ func (k *Keeper) Inventory(ctx context.Context) (Inventory, error) {
 	return out, nil
 }
 
-func (k *Keeper) classOf(name string, kinds map[string]string) string {
+func (k *Keeper) classOf(name string, taken map[string]catalog.Snapshot) string {
 	if id, ok := holdingID(k.Cluster, name); ok {
-		return cmp.Or(kinds[id], ClassUnfinished)
+		return cmp.Or(taken[id].Kind, ClassUnfinished)
 	}
 	if noRowsRE.MatchString(name) {
 		return ClassHistory

@@ -189,7 +189,10 @@ func (k *Keeper) gather(ctx context.Context) (in Inputs, err error) {
 	if err := k.gatherRetired(ctx, &in); err != nil {
 		return in, err
 	}
-	return in, k.gatherWAL(ctx, &in)
+	if err := k.gatherWAL(ctx, &in); err != nil {
+		return in, err
+	}
+	return in, k.gatherPurged(ctx, &in, snaps.Begun)
 }
 
 // gatherMarks reads what WAL goes already.

@@ -42,6 +42,8 @@ type Inputs struct {
 
 	RetiredAt time.Time // the cluster's end; zero: it is protected
 
+	Purged map[string]string // the tombstones of deleted projects, by the snapshots of nothing else
+
 	Due   map[string]due // snapshots that hold deleted projects whose deadlines come before their end
 	Early *EarlyPurge    // how the removal of these stands
 
@@ -78,6 +80,7 @@ type Plan struct {
 // Decision is about one snapshot.
 type Decision struct {
 	ID      string    `json:"id"`
+	Kind    string    `json:"kind,omitempty"` // logical | project; "": physical
 	Keep    bool      `json:"keep"`
 	Reasons []string  `json:"reasons"`
 	At      time.Time `json:"finished_at"`
@@ -132,6 +135,7 @@ func MakePlan(in Inputs) (Plan, error) {
 	p.setAside()
 	if !p.retired() {
 		p.keepNewest()
+		p.keepNewestExported()
 		p.keepFloor()
 		p.keepWindow()
 		p.keepTiers()
@@ -198,24 +202,44 @@ func (p *planner) keepAll(why string) {
 	}
 }
 
-// good are the snapshots that count as backups (C-21), of a kind.
-func (p *planner) good(kind string) (list []catalog.Snapshot) {
+// class are the snapshots that are counted together, and of which the newest stays: those
+// of a kind, and the projects' each on its own.
+type class struct{ kind, mac string }
+
+func classOf(s catalog.Snapshot) class { return class{s.Kind, s.KeyMAC} }
+
+// good are the snapshots that count as backups (C-21), of a class.
+func (p *planner) good(c class) (list []catalog.Snapshot) {
 	for _, s := range p.Snapshots {
-		if !s.Suspect && s.Kind == kind && !p.aside[s.ID] {
+		if !s.Suspect && classOf(s) == c && !p.gone(s.ID) {
 			list = append(list, s)
 		}
 	}
 	return list
 }
 
-func (p *planner) kinds() []string {
-	var kinds []string
+// gone says that a snapshot is let go whatever the policy says: by an approved plan, or
+// because it is of a deleted project alone.
+func (p *planner) gone(id string) bool { return p.aside[id] || p.Purged[id] != "" }
+
+func (p *planner) classes() []class {
+	var list []class
 	for _, s := range p.Snapshots {
-		if !slices.Contains(kinds, s.Kind) {
-			kinds = append(kinds, s.Kind)
+		if c := classOf(s); !slices.Contains(list, c) {
+			list = append(list, c)
 		}
 	}
-	return kinds
+	return list
+}
+
+// keepNewestExported keeps the newest logical snapshot, and the newest of each project,
+// until the ceiling: the cluster does not end with it.
+func (p *planner) keepNewestExported() {
+	for _, c := range p.classes() {
+		if good := p.good(c); catalog.Exported(c.kind) && len(good) > 0 {
+			p.keep(good[len(good)-1].ID, "newest %s", c.kind)
+		}
+	}
 }
 
 // keepNewest keeps the newest snapshot, the newest good and the newest proven one.
@@ -226,13 +250,16 @@ func (p *planner) keepNewest() {
 			proven[f.Snapshot] = true
 		}
 	}
-	for _, kind := range p.kinds() {
-		if good := p.good(kind); len(good) > 0 {
+	for _, c := range p.classes() {
+		if catalog.Exported(c.kind) {
+			continue
+		}
+		if good := p.good(c); len(good) > 0 {
 			p.insist(good[len(good)-1].ID, "newest")
 		}
 		for i, seen, best := len(p.Snapshots)-1, false, false; i >= 0; i-- {
 			s := p.Snapshots[i]
-			if s.Kind != kind {
+			if classOf(s) != c {
 				continue
 			}
 			if !seen && s.Suspect {
@@ -248,13 +275,14 @@ func (p *planner) keepNewest() {
 
 func (p *planner) keepFloor() {
 	for _, s := range p.Snapshots {
-		if p.aside[s.ID] {
+		if p.gone(s.ID) {
 			continue
 		}
-		if p.Policy.zero() {
+		policy := p.Policy.For(s.Kind)
+		if policy.zero() {
 			p.insist(s.ID, "the policy sets no end")
-		} else if age := p.Now.Sub(s.FinishedAt); age < p.Policy.Floor() {
-			p.insist(s.ID, "keep_at_least %s", short(p.Policy.Floor()))
+		} else if age := p.Now.Sub(s.FinishedAt); age < policy.Floor() {
+			p.insist(s.ID, "keep_at_least %s", short(policy.Floor()))
 		}
 	}
 }
@@ -262,10 +290,10 @@ func (p *planner) keepFloor() {
 // keepTiers keeps the newest good snapshot of each of the last n hours, days, …
 // that have one. A time without snapshots uses none of them up.
 func (p *planner) keepTiers() {
-	for _, kind := range p.kinds() {
-		good := p.good(kind)
+	for _, c := range p.classes() {
+		good := p.good(c)
 		slices.SortStableFunc(good, func(a, b catalog.Snapshot) int { return a.FinishedAt.Compare(b.FinishedAt) })
-		for _, t := range p.Policy.tiers() {
+		for _, t := range p.Policy.For(c.kind).tiers() {
 			last, left := "", t.count
 			for i := len(good) - 1; i >= 0 && left > 0; i-- {
 				if b := t.bucket(good[i].FinishedAt.In(p.Policy.zone())); b != last {
@@ -291,6 +319,9 @@ func (p *planner) keepBuiltOn() {
 func (p *planner) decide() {
 	for _, s := range p.Snapshots {
 		d := Decision{ID: s.ID, Keep: len(p.why[s.ID]) > 0, Reasons: p.why[s.ID], At: s.FinishedAt.UTC()}
+		if catalog.Exported(s.Kind) {
+			d.Kind = s.Kind
+		}
 		limit := p.Policy.KeepAtMost
 		d.Expires = p.Policy.Expires(s)
 		switch over := limit > 0 && !p.Now.Before(d.Expires.Add(-p.Policy.RemovalGrace-p.Policy.Lead)); {
@@ -300,6 +331,8 @@ func (p *planner) decide() {
 			p.over(s, d)
 		case !d.Keep && p.aside[s.ID]:
 			d.Reasons = []string{"it holds the project of purge " + strings.Join(p.Due[s.ID].Purges, ", ") + ", which is due before it: approved plan " + p.Early.Hash}
+		case !d.Keep && p.Purged[s.ID] != "":
+			d.Reasons = []string{"it is of the deleted project of purge " + p.Purged[s.ID] + " alone"}
 		case !d.Keep && p.retired():
 			d.Reasons = []string{"the cluster is retired"}
 		case !d.Keep && s.Suspect:

@@ -520,3 +520,77 @@ func checkWAL(t *rapid.T, p Plan, s catalog.Snapshot) {
 		}
 	}
 }
+
+func logicalAgo(d time.Duration) catalog.Snapshot {
+	return ago(d, func(s *catalog.Snapshot) { s.Kind, s.ID = catalog.Logical, "L"+s.ID })
+}
+
+func projectAgo(mac string, d time.Duration) catalog.Snapshot {
+	return ago(d, func(s *catalog.Snapshot) { s.Kind, s.ID, s.KeyMAC = catalog.Project, mac+s.ID, mac })
+}
+
+// goes are the ids of what a plan lets go.
+func goes(p Plan) (ids []string) {
+	for _, d := range p.Snapshots {
+		if !d.Keep {
+			ids = append(ids, d.ID)
+		}
+	}
+	return ids
+}
+
+func TestEachClassOfSnapshotsIsCountedByItself(t *testing.T) {
+	policy := Policy{Window: 7 * day, Daily: 2, KeepAtLeast: 12 * time.Hour, KeepAtMost: 100 * day}
+	in := inputs(policy, ago(9*day), ago(6*day), ago(time.Hour),
+		logicalAgo(5*day), logicalAgo(4*day), logicalAgo(3*day),
+		projectAgo("a", 5*day), projectAgo("a", 4*day), projectAgo("a", 3*day), projectAgo("b", 50*day))
+	in.WAL = segments(1, 1, 10*day, 0)
+	p := plan(t, in)
+	if got, want := goes(p), []string{logicalAgo(5 * day).ID, projectAgo("a", 5*day).ID}; !slices.Equal(got, want) {
+		t.Errorf("%v go, want %v", got, want)
+	}
+	without := plan(t, inputs(policy, ago(9*day), ago(6*day), ago(time.Hour)))
+	if p.Window != without.Window {
+		t.Errorf("the window begins at %v with logical snapshots, and at %v without", p.Window, without.Window)
+	}
+	for _, d := range p.WAL {
+		if d.Keep && slices.ContainsFunc(d.Reasons, func(r string) bool { return strings.HasPrefix(r, "snapshot L") || strings.HasPrefix(r, "snapshot a") }) {
+			t.Errorf("WAL %s to %s stays for a logical snapshot: %v", d.From, d.To, d.Reasons)
+		}
+	}
+}
+
+func TestAClassHasCountsOfItsOwn(t *testing.T) {
+	in := inputs(Policy{Window: 7 * day, Daily: 7, KeepAtMost: 100 * day, Logical: &Counts{Daily: 1, KeepAtLeast: 12 * time.Hour}, Project: &Counts{Weekly: 1}},
+		ago(time.Hour), logicalAgo(2*day), logicalAgo(day), logicalAgo(11*time.Hour), projectAgo("a", 3*day), projectAgo("a", 2*day))
+	if got, want := goes(plan(t, in)), []string{projectAgo("a", 3*day).ID, logicalAgo(2 * day).ID, logicalAgo(day).ID}; !slices.Equal(got, want) {
+		t.Errorf("%v go, want %v", got, want)
+	}
+}
+
+func TestTheNewestLogicalSnapshotStaysUntilTheCeiling(t *testing.T) {
+	policy := Policy{Daily: 1, KeepAtMost: 100 * day}
+	in := inputs(policy, ago(time.Hour), logicalAgo(99*day), projectAgo("a", 99*day))
+	if got := goes(plan(t, in)); len(got) > 0 {
+		t.Errorf("%v go", got)
+	}
+	in = inputs(policy, ago(time.Hour), logicalAgo(100*day), projectAgo("a", 100*day))
+	p := plan(t, in)
+	if got := goes(p); len(got) != 2 || len(p.OverRetained) > 0 {
+		t.Errorf("%v go, over-retained %v", got, p.OverRetained)
+	}
+}
+
+func TestADeletedProjectsOwnSnapshotsGoUnlessAHoldIsOnThem(t *testing.T) {
+	newest, older := projectAgo("a", time.Hour), projectAgo("a", 2*day)
+	in := inputs(Policy{Daily: 7, KeepAtLeast: day, KeepAtMost: 100 * day}, ago(time.Hour), older, newest, projectAgo("b", time.Hour))
+	in.Purged = map[string]string{newest.ID: "t", older.ID: "t"}
+	p := plan(t, in)
+	if got := goes(p); !slices.Equal(got, []string{older.ID, newest.ID}) {
+		t.Errorf("%v go", got)
+	}
+	in.Holds = []Hold{{Hold: catalog.Hold{ID: "h", Kind: catalog.HoldProject, KeyMAC: "a"}, Moments: []time.Time{noon}}}
+	if got := goes(plan(t, in)); !slices.Equal(got, []string{older.ID}) {
+		t.Errorf("with a hold on the project %v go", got)
+	}
+}

@@ -24,6 +24,28 @@ type Policy struct {
 	// Lead is how long before its ceiling a snapshot is let go, besides the grace:
 	// the time between two runs.
 	Lead time.Duration
+	// Logical and Project count in place of the policy's own, where they are given.
+	Logical, Project *Counts
+}
+
+// Counts are how many snapshots of a class are kept.
+type Counts struct {
+	Hourly, Daily, Weekly, Monthly, Yearly int
+	KeepAtLeast                            time.Duration
+}
+
+// For is the policy of snapshots of a kind. Those that need no WAL have no window; the
+// ceiling and the grace are one for all.
+func (p Policy) For(kind string) Policy {
+	own := map[string]*Counts{catalog.Logical: p.Logical, catalog.Project: p.Project}[kind]
+	p.Logical, p.Project = nil, nil
+	if catalog.Exported(kind) {
+		p.Window = 0
+	}
+	if own != nil {
+		p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly, p.KeepAtLeast = own.Hourly, own.Daily, own.Weekly, own.Monthly, own.Yearly, own.KeepAtLeast
+	}
+	return p
 }
 
 func (p Policy) zero() bool {
@@ -68,11 +90,17 @@ func (p Policy) Check() error {
 			errs = append(errs, fmt.Errorf("%s is %s, want 0 or more", d.name, d.d))
 		}
 	}
-	if min(p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly) < 0 {
-		errs = append(errs, errors.New("a count below 0"))
+	for _, class := range []Policy{p, p.For(catalog.Logical), p.For(catalog.Project)} {
+		if min(class.Hourly, class.Daily, class.Weekly, class.Monthly, class.Yearly) < 0 || class.KeepAtLeast < 0 {
+			errs = append(errs, errors.New("a count below 0"))
+			break
+		}
 	}
 	if p.KeepAtMost > 0 && p.KeepAtMost <= max(p.Window, p.Floor())+p.RemovalGrace+p.RenewAfter+p.Lead {
 		errs = append(errs, fmt.Errorf("keep_at_most %s leaves no room for window, keep_at_least, renew_after and removal_grace", p.KeepAtMost))
+	}
+	if least := max(p.For(catalog.Logical).Floor(), p.For(catalog.Project).Floor()); p.KeepAtMost > 0 && p.KeepAtMost <= least+p.RemovalGrace+p.Lead {
+		errs = append(errs, fmt.Errorf("keep_at_most %s leaves no room for the keep_at_least of logical or project snapshots, %s, and removal_grace", p.KeepAtMost, least))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("retention policy: %w", errors.Join(errs...))

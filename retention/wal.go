@@ -127,7 +127,7 @@ func (p *planner) keepWindow() {
 	since := p.Now.Add(-p.Policy.Window)
 	var systems []string
 	for _, s := range p.Snapshots {
-		if p.aside[s.ID] {
+		if p.gone(s.ID) || catalog.Exported(s.Kind) {
 			continue
 		}
 		if p.Policy.Window > 0 && s.FinishedAt.After(since) {
@@ -177,7 +177,7 @@ func (p *planner) begin(system string, legs []leg) (found catalog.Snapshot, ok b
 // beginAt is the newest good snapshot on legs that ended by a moment, or the oldest
 // where none did.
 func (p *planner) beginAt(system string, legs []leg, since time.Time) (found catalog.Snapshot, ok bool) {
-	for _, s := range p.good("physical") {
+	for _, s := range p.good(class{kind: catalog.Physical}) {
 		on := slices.ContainsFunc(legs, func(l leg) bool {
 			return l.timeline == s.Timeline && s.StopLSN >= l.from && s.StopLSN <= l.to
 		})
@@ -205,6 +205,9 @@ func segSize(s catalog.Snapshot) int64 {
 // consistent says whether s cannot be restored without the bytes [from, to) of
 // timeline t. Those before its start may have been written on an older one.
 func consistent(s catalog.Snapshot, t uint32, from, to lsn.LSN) bool {
+	if catalog.Exported(s.Kind) {
+		return false
+	}
 	if t == s.Timeline {
 		return overlap(from, to, first(s), max(s.StopLSN, s.StartLSN+1))
 	}

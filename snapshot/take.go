@@ -88,6 +88,9 @@ type TakeConfig struct {
 	// RenewAfter is the age from which on no pack is referred to; 0: any.
 	RenewAfter time.Duration
 	Catalog    *catalog.Reader // of Store and Trust; nil: one of its own
+	// Chain is held while the note is given its number and committed, where one process
+	// takes several snapshots of a lineage at once.
+	Chain sync.Locker
 
 	WAL WALWaiter
 	// WALRefs names the archived objects that hold the WAL from one position to

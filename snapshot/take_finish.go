@@ -87,6 +87,10 @@ func (t *take) deliver(ctx context.Context, c closing) (catalog.Snapshot, error)
 
 // putNote commits: in each zone only when that zone holds every object.
 func (t *take) putNote(ctx context.Context, s *catalog.Snapshot, refs []catalog.Ref) (err error) {
+	if t.cfg.Chain != nil {
+		t.cfg.Chain.Lock()
+		defer t.cfg.Chain.Unlock()
+	}
 	if s.Link, err = t.nextLink(ctx, s.Node, s.Epoch); err != nil {
 		return err
 	}

@@ -119,10 +119,13 @@ func (v *verification) run(ctx context.Context) error {
 	}
 	v.report.Objects = len(refs) + 2
 	refs = append(refs, snap.Objects)
-	if len(v.cfg.Identities) > 0 {
-		err = v.opened(ctx, snap, refs)
-	} else {
+	switch {
+	case len(v.cfg.Identities) == 0:
 		err = v.each(ctx, refs, nil)
+	case catalog.Exported(snap.Kind):
+		err = v.openedLogical(ctx, snap, refs)
+	default:
+		err = v.opened(ctx, snap, refs)
 	}
 	if err != nil {
 		return err

@@ -78,6 +78,14 @@ func changeWords(p retention.ChangePlan) ([]string, error) {
 	for _, s := range shorter {
 		out = append(out, "it keeps less: "+s)
 	}
+	for _, class := range []struct {
+		name string
+		retention.ClassTerms
+	}{{"logical", p.After.Logical}, {"project", p.After.Project}} {
+		if class.KeepAtLeast != "" {
+			out = append(out, fmt.Sprintf("of %s snapshots then: keep_at_least %s, hourly %d, daily %d, weekly %d, monthly %d, yearly %d", class.name, class.KeepAtLeast, class.Hourly, class.Daily, class.Weekly, class.Monthly, class.Yearly))
+		}
+	}
 	return append(out, fmt.Sprintf("then: window %s, keep_at_least %s, keep_at_most %s, hourly %d, daily %d, weekly %d, monthly %d, yearly %d (%s)",
 		p.After.Window, p.After.KeepAtLeast, p.After.KeepAtMost, p.After.Hourly, p.After.Daily, p.After.Weekly, p.After.Monthly, p.After.Yearly, p.After.TimeZone)), nil
 }

@@ -52,7 +52,8 @@ func (w *world) retainedIn(ctx context.Context) (r retained) {
 			r.unknown = err
 			return r
 		}
-		for _, s := range list.Bodies() {
+		for _, n := range catalog.OfKind(list.List, catalog.Physical) {
+			s := n.Body
 			r.majors[s.Major] = c.Name
 			if r.newest == nil || s.FinishedAt.After(r.newest.FinishedAt) {
 				r.newest = &s

@@ -20,7 +20,12 @@ func (n *node) helpEarly(ctx context.Context, p retention.Plan) {
 	if p.Early == nil || n.runner == nil || len(p.Snapshots) == 0 {
 		return
 	}
-	newest := p.Snapshots[len(p.Snapshots)-1].ID
+	newest := ""
+	for _, d := range p.Snapshots {
+		if d.Kind == "" { // what is exported lets no other go
+			newest = d.ID
+		}
+	}
 	for _, w := range p.Early.Waits {
 		var jobs []scheduler.Job
 		switch {

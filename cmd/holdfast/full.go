@@ -29,7 +29,7 @@ func fullDue(all catalog.Snapshots, every time.Duration, now time.Time) bool {
 	}
 	for _, s := range all.All {
 		begun, known := all.Begun[s.Body.ID]
-		if known && begun.Base == "" && now.Sub(s.Body.StartedAt) < every {
+		if known && !catalog.Exported(s.Body.Kind) && begun.Base == "" && now.Sub(s.Body.StartedAt) < every {
 			return false
 		}
 	}

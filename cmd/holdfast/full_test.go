@@ -23,11 +23,16 @@ func TestAFullSnapshotIsDueWhenTheLastOneIsTooOld(t *testing.T) {
 		all  catalog.Snapshots
 		want bool
 	}{
-		"none yet":                     {made(true), true},
-		"a full one of today":          {made(true, "a", day, ""), false},
-		"a full one long ago":          {made(true, "a", 90*day, "", "b", day, "a"), true},
-		"one of many is full":          {made(true, "a", 90*day, "", "b", 10*day, "", "c", day, "b"), false},
-		"a zone that may hold others":  {made(false, "a", 90*day, ""), false},
+		"none yet":                    {made(true), true},
+		"a full one of today":         {made(true, "a", day, ""), false},
+		"a full one long ago":         {made(true, "a", 90*day, "", "b", day, "a"), true},
+		"one of many is full":         {made(true, "a", 90*day, "", "b", 10*day, "", "c", day, "b"), false},
+		"a zone that may hold others": {made(false, "a", 90*day, ""), false},
+		"a logical one of today": {func() catalog.Snapshots {
+			s := made(true, "a", day, "")
+			s.All[0].Body.Kind = catalog.Logical
+			return s
+		}(), true},
 		"its beginning is not known":   {func() catalog.Snapshots { s := made(true, "a", day, ""); delete(s.Begun, "a"); return s }(), true},
 		"older than that by a second":  {made(true, "a", 30*day+time.Second, ""), true},
 		"younger than that by as much": {made(true, "a", 30*day-time.Second, ""), false},

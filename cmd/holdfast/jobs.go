@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/incident"
 	"github.com/holdfast-dr/holdfast/scheduler"
 	"github.com/holdfast-dr/holdfast/snapshot"
@@ -34,6 +35,10 @@ type order struct {
 	Approve string `json:"approve,omitempty"`
 	Full    bool   `json:"full,omitempty"`
 	Typed   string `json:"typed,omitempty"`
+	// Kind is of a snapshot that is no physical one, KeyMAC whose a project's is: jobs
+	// outlive projects, and name none.
+	Kind   string `json:"kind,omitempty"`
+	KeyMAC string `json:"key_mac,omitempty"`
 }
 
 // handlers carry out jobs, by kind.
@@ -71,7 +76,14 @@ type takeProgress struct {
 func (n *node) doSnapshot(ctx context.Context, _ scheduler.Job, o order, progress func(any)) (any, error) {
 	var doc snapshotDoc
 	take := func(ctx context.Context, p *protected) error {
-		snap, err := p.take(ctx, o.Full, func(s snapshot.Progress) { progress(takeProgress{s.Step, s.Done, s.Total}) })
+		tell := func(s snapshot.Progress) { progress(takeProgress{s.Step, s.Done, s.Total}) }
+		var snap catalog.Snapshot
+		var err error
+		if catalog.Exported(o.Kind) {
+			snap, err = p.takeLogical(ctx, o, tell)
+		} else {
+			snap, err = p.take(ctx, o.Full, tell)
+		}
 		doc = n.describe(ctx, snap)
 		if err == nil {
 			n.grew.Store(true)

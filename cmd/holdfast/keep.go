@@ -59,8 +59,15 @@ func policyOf(r configs.Retention) retention.Policy {
 	return retention.Policy{
 		Window: r.Window.Std(), Hourly: r.Hourly, Daily: r.Daily, Weekly: r.Weekly, Monthly: r.Monthly, Yearly: r.Yearly, Zone: zone,
 		KeepAtLeast: r.KeepAtLeast.Std(), KeepAtMost: r.KeepAtMost.Std(), RemovalGrace: r.RemovalGrace.Std(), RenewAfter: r.RenewAfter.Std(),
-		Lead: min(10*time.Minute, r.KeepAtMost.Std()/20),
+		Lead: min(10*time.Minute, r.KeepAtMost.Std()/20), Logical: countsOf(r.Logical), Project: countsOf(r.Project),
 	}
+}
+
+func countsOf(c *configs.Counts) *retention.Counts {
+	if c == nil {
+		return nil
+	}
+	return &retention.Counts{Hourly: c.Hourly, Daily: c.Daily, Weekly: c.Weekly, Monthly: c.Monthly, Yearly: c.Yearly, KeepAtLeast: c.KeepAtLeast.Std()}
 }
 
 // keeper plans for a cluster; only a node can act with it.

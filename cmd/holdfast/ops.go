@@ -34,6 +34,8 @@ type none struct{}
 type takeIn struct {
 	Cluster string `path:"cluster"`
 	Full    bool   `query:"full" doc:"Store every block, and refer to no older snapshot."`
+	Logical bool   `query:"logical" doc:"Copy rows and DDL of every database, in place of files."`
+	Project string `query:"project" doc:"Copy the rows and DDL of the project with this id alone."`
 }
 
 type clusterQuery struct {
@@ -75,7 +77,11 @@ func (n *node) serveOps(s *server.Server) {
 		if gone, err := n.retired(ctx, in.Cluster); err != nil || gone {
 			return jobRef{}, cmp.Or(err, error(errRetired))
 		}
-		return answerOrder(n.run(ctx, jobSnapshot, in.Cluster, order{Cluster: in.Cluster, Human: true, Full: in.Full}, nil))
+		o, err := n.takeOrder(ctx, in)
+		if err != nil {
+			return jobRef{}, err
+		}
+		return answerOrder(n.run(ctx, jobSnapshot, laneOf(o), o, nil))
 	})
 	server.Serve(s, opSnapshotList, n.snapshotList)
 	server.Serve(s, opWALPush, n.walPush)
@@ -170,6 +176,13 @@ func (e *env) follow(ctx context.Context, c *server.Client, id int64, what strin
 
 // act carries out an order: through the daemon's queue, or here as the node.
 func act[In any](ctx context.Context, e *env, op server.Op[In, jobRef], in In, kind, lane string, o order, what string) (json.RawMessage, error) {
+	return actAs(ctx, e, op, in, what, func(ctx context.Context, n *node, progress func(any)) (json.RawMessage, error) {
+		return n.run(ctx, kind, lane, o, progress)
+	})
+}
+
+// actAs is act with an order that the node itself makes.
+func actAs[In any](ctx context.Context, e *env, op server.Op[In, jobRef], in In, what string, do func(ctx context.Context, n *node, progress func(any)) (json.RawMessage, error)) (json.RawMessage, error) {
 	cfg, err := e.load()
 	if err != nil {
 		return nil, err
@@ -186,7 +199,7 @@ func act[In any](ctx context.Context, e *env, op server.Op[In, jobRef], in In, k
 		bar := e.progress(what)
 		defer bar.end()
 		var err error
-		out, err = n.run(asHuman(ctx), kind, lane, o, bar.any)
+		out, err = do(asHuman(ctx), n, bar.any)
 		return err
 	})
 	return out, err

@@ -23,7 +23,8 @@ import (
 type exporting struct {
 	*projectSource
 	e        *env
-	out      *portable.Writer
+	out      *portable.Writer // nil: files go to another place
+	to       portable.Adder
 	form     string
 	binaries string
 	masks    tenancy.Masks
@@ -105,6 +106,7 @@ func (x *exporting) run(ctx context.Context, target string, keys []string, all b
 	if x.out, err = portable.Create(target); err != nil {
 		return doc, err
 	}
+	x.to = x.out
 	doc = exportDoc{To: target, Cluster: x.cluster.Name, Form: x.form}
 	if x.layout.Kind == tenancy.Database {
 		err = x.apart(ctx, &doc, keys, names, all)
@@ -213,7 +215,7 @@ func (x *exporting) index(doc *exportDoc, single bool, moment any) error {
 	if single {
 		return nil
 	}
-	_, err := x.out.AddJSON(portable.ManifestName, portable.Index{
+	_, err := portable.AddJSON(x.to, portable.ManifestName, portable.Index{
 		Format: portable.Format, Cluster: x.cluster.Name, Moment: moment, Software: version, MadeAt: x.madeAt, DDL: doc.DDL, Projects: doc.Projects,
 	})
 	return err
@@ -224,14 +226,14 @@ func (x *exporting) index(doc *exportDoc, single bool, moment any) error {
 func (x *exporting) prepare(ctx context.Context, dir string) (err error) {
 	x.common, x.ddl, x.noDDL = []string{}, nil, ""
 	var by string
-	f, err := x.out.Add(dir+"schema.sql", func(to io.Writer) error {
+	f, err := x.to.Add(dir+"schema.sql", func(to io.Writer) error {
 		var text bytes.Buffer
 		if by, err = x.projectSource.ddl(ctx, x.view, x.binaries, &limit{&text, maxDDL}); err == nil {
 			own, left := x.view.Alone(text.Bytes())
 			x.common = append(x.common, left...)
 			_, err = to.Write(own)
 		}
-		if errors.Is(err, postgres.ErrNoDump) {
+		if errors.Is(err, postgres.ErrNoDump) && x.out != nil {
 			x.noDDL = err.Error()
 			_, err = fmt.Fprintf(to, "-- The DDL of these tables is not here: %s.\n", strings.ReplaceAll(x.noDDL, "\n", " "))
 		}
@@ -248,7 +250,10 @@ func (x *exporting) prepare(ctx context.Context, dir string) (err error) {
 	}
 	more, err := x.view.NotCovered(ctx)
 	x.common = append(x.common, more...)
-	if x.cluster.Projects.Media == nil {
+	switch {
+	case x.out == nil:
+		x.common = append(x.common, "files outside PostgreSQL: `project export` fetches them")
+	case x.cluster.Projects.Media == nil:
 		x.common = append(x.common, "files outside PostgreSQL: projects.media names no command that fetches them")
 	}
 	return err
@@ -297,10 +302,10 @@ func (x *exporting) one(ctx context.Context, key, name, dir string, single bool,
 		return entry, err
 	}
 	if x.form == tenancy.Copy {
-		_, err = x.out.Add(dir+"load.sql", func(to io.Writer) error { return m.LoadScript(to, x.view.ClientEncoding(), s.Advance()) })
+		_, err = x.to.Add(dir+"load.sql", func(to io.Writer) error { return m.LoadScript(to, x.view.ClientEncoding(), s.Advance()) })
 	}
 	if err == nil {
-		entry.File, err = x.out.AddJSON(dir+portable.ManifestName, m)
+		entry.File, err = portable.AddJSON(x.to, dir+portable.ManifestName, m)
 	}
 	entry.Project = m.Project
 	entry.Rows, entry.Bytes = m.Rows()
@@ -308,22 +313,28 @@ func (x *exporting) one(ctx context.Context, key, name, dir string, single bool,
 }
 
 func (x *exporting) table(ctx context.Context, s *tenancy.Slice, p tenancy.Part, dir, file string) (portable.Table, error) {
-	t := portable.Table{Schema: p.Schema, Table: p.Table, Name: p.Name, Rows: p.Rows, Shared: p.Shared, Columns: []portable.Column{}}
-	for _, c := range p.Columns {
-		if !c.Generated {
-			t.Columns = append(t.Columns, portable.Column{Name: c.Name, Type: c.Type})
-		}
-	}
+	t := tableOf(p)
 	if p.Rows == 0 {
 		return t, nil
 	}
-	f, err := x.out.Add(dir+file, func(to io.Writer) error {
+	f, err := x.to.Add(dir+file, func(to io.Writer) error {
 		_, err := s.Write(ctx, p, x.form, x.masks, to)
 		return err
 	})
 	t.File = f
 	t.File.Name = file
 	return t, err
+}
+
+// tableOf describes the table of a part.
+func tableOf(p tenancy.Part) portable.Table {
+	t := portable.Table{Schema: p.Schema, Table: p.Table, Name: p.Name, Rows: p.Rows, Shared: p.Shared, Columns: []portable.Column{}}
+	for _, c := range p.Columns {
+		if !c.Generated {
+			t.Columns = append(t.Columns, portable.Column{Name: c.Name, Type: c.Type})
+		}
+	}
+	return t
 }
 
 func masked(m tenancy.Masks) []string { return orEmpty(slices.Sorted(maps.Keys(m))) }

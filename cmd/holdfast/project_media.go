@@ -17,7 +17,7 @@ import (
 // and adds it; nil where there is no command.
 func (x *exporting) media(ctx context.Context, key, name, dir string) (_ *portable.MediaFiles, err error) {
 	m := x.cluster.Projects.Media
-	if m == nil {
+	if m == nil || x.out == nil {
 		return nil, nil
 	}
 	tmp, err := x.out.TempDir()

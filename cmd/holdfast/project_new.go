@@ -137,12 +137,35 @@ func (l *limit) Write(p []byte) (int, error) {
 	return l.to.Write(p)
 }
 
+// closed lets nobody but superusers in until [freshDatabase.open].
+func (f *freshDatabase) closed(ctx context.Context) error {
+	name := pgx.Identifier{f.cfg.Database}.Sanitize()
+	if err := f.conn.QueryRow(ctx, `SELECT datconnlimit FROM pg_catalog.pg_database WHERE datname = current_database()`).Scan(&f.limit); err != nil {
+		return fmt.Errorf("closing %s: %w", f.where, err)
+	}
+	if _, err := f.conn.Exec(ctx, `ALTER DATABASE `+name+` CONNECTION LIMIT 0`); err != nil {
+		return fmt.Errorf("closing %s: %w", f.where, err)
+	}
+	f.shut = true
+	return nil
+}
+
+// open lets in whoever was let in before.
+func (f *freshDatabase) open(ctx context.Context) error {
+	if _, err := f.conn.Exec(ctx, fmt.Sprintf(`ALTER DATABASE %s CONNECTION LIMIT %d`, pgx.Identifier{f.cfg.Database}.Sanitize(), f.limit)); err != nil {
+		return fmt.Errorf("opening %s: %w", f.where, err)
+	}
+	return nil
+}
+
 // freshDatabase is a database that a project goes into.
 type freshDatabase struct {
 	conn  *pgx.Conn
 	cfg   *pgx.ConnConfig
 	where string
 	made  bool // by us
+	shut  bool // to all but superusers
+	limit int  // of connections, before it was shut
 }
 
 // makeFresh connects to a database that must be empty, and makes it where it is not there.
@@ -213,6 +236,8 @@ func (f *freshDatabase) end(ctx context.Context, failed error) error {
 	switch {
 	case failed == nil:
 		return err
+	case !f.made && f.shut:
+		return fmt.Errorf("%s may have rows of deleted projects by now, and lets superusers alone in: drop it, or what is in it, and set its connection limit to %d", f.where, f.limit)
 	case !f.made:
 		return fmt.Errorf("%s may have tables without rows by now: drop it, or what is in it", f.where)
 	}

@@ -37,6 +37,10 @@ func (e *env) projectSource(cluster string) (*projectSource, error) {
 	if err != nil {
 		return nil, err
 	}
+	return sourceOf(cfg, c)
+}
+
+func sourceOf(cfg *configs.Config, c configs.Cluster) (*projectSource, error) {
 	l, database, err := layoutOf(c)
 	if err != nil {
 		return nil, err

@@ -43,6 +43,7 @@ type protected struct {
 	ended     bool          // the cluster is retired
 	takeOver  bool          // once: asked for by `lineage open --take-over`
 	forgotten marks
+	chain     sync.Mutex // held while a snapshot's note is given its number
 }
 
 // session is one claim of the lineage and what archives under it.
@@ -315,22 +316,29 @@ func (p *protected) take(ctx context.Context, full bool, progress func(snapshot.
 	if err != nil {
 		return catalog.Snapshot{}, err
 	}
+	cfg := p.takeConfig(s, progress)
+	cfg.Full = full || due
+	snap, err := snapshot.Take(ctx, cfg)
+	p.n.needsChanged(p)
+	return snap, p.noteTaken(ctx, snap, err)
+}
+
+// takeConfig is how snapshots are taken under a session.
+func (p *protected) takeConfig(s *session, progress func(snapshot.Progress)) snapshot.TakeConfig {
 	w := p.n.world
 	cfg := snapshot.TakeConfig{
 		Cluster: p.cfg.Name, Node: w.cfg.Node.Name, Epoch: s.lineage.Epoch, Source: p.cfg.Snapshots.Source, DSN: p.dsn,
 		DataDirectory: p.cfg.DataDirectory, Fast: p.cfg.Snapshots.Checkpoint != "spread", Store: w.vault.Writer(), Signer: w.signer, Trust: w.trust,
 		Data: w.data, Index: w.indexTo, Fingerprints: w.fingerprints(), Level: p.cfg.Snapshots.Level,
 		Workers: w.cfg.Node.Limits.Workers, Memory: int64(w.cfg.Node.Limits.Memory), WAL: s.archive, WALRefs: s.archive.WALRefs,
-		State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, Full: full || due, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,
+		Chain: &p.chain, State: w.state("snapshots", p.cfg.Name), Keys: p.n.keys, Identities: w.index, RenewAfter: p.cfg.Retention.RenewAfter.Std(), Catalog: w.catalog,
 		Summaries: p.cfg.Snapshots.Summaries,
 		Progress:  progress, Log: w.log.Named("snapshot"), Now: w.now,
 	}
 	if until := w.lockUntil(p.cfg); until != nil {
 		cfg.LockUntil = until(w.now())
 	}
-	snap, err := snapshot.Take(ctx, cfg)
-	p.n.needsChanged(p)
-	return snap, p.noteTaken(ctx, snap, err)
+	return cfg
 }
 
 // noteTaken writes a snapshot's end into the ledger and opens or closes incidents.

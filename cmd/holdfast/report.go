@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/configs"
+	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/incident"
 	"github.com/holdfast-dr/holdfast/internal/ledger"
 	"github.com/holdfast-dr/holdfast/internal/server"
@@ -27,9 +28,10 @@ type reportIn struct {
 // reporter gathers one report.
 type reporter struct {
 	*world
-	conf configs.Cluster
-	k    *retention.Keeper
-	doc  retentionReport
+	conf  configs.Cluster
+	k     *retention.Keeper
+	doc   retentionReport
+	tombs []catalog.Tombstone
 }
 
 // retentionReport observes the zones now, and reads the ledgers for the period.
@@ -43,7 +45,7 @@ func (w *world) retentionReport(ctx context.Context, in reportIn) (retentionRepo
 		return r.doc, err
 	}
 	r.doc = newRetentionReport(in, w.now().UTC(), r.k.Policy, c)
-	for _, step := range []func(context.Context) error{r.inventory, r.plan, r.floor, r.ledgers, r.residency, r.holds, r.purged} {
+	for _, step := range []func(context.Context) error{r.inventory, r.plan, r.floor, r.tombstoned, r.ledgers, r.residency, r.holds, r.purged} {
 		if err := step(ctx); err != nil {
 			return r.doc, fmt.Errorf("reporting on the retention of %s: %w", in.Cluster, err)
 		}
@@ -224,11 +226,22 @@ func (r *reporter) letGoEarly(entries []ledger.Record) error {
 	return nil
 }
 
+// tombstoned finds whose snapshots go before the policy ends them.
+func (r *reporter) tombstoned(ctx context.Context) error {
+	tombs, err := r.catalog.Tombstones(ctx, r.conf.Name)
+	r.tombs = tombs.Bodies()
+	return err
+}
+
 // taken finds a snapshot that the ledger has, within the floor, and no zone.
 func (r *reporter) taken(e ledger.Record) {
 	id := e.Subject["snapshot"]
-	if r.doc.RetiredAt.IsZero() && r.doc.At.Sub(e.Time.Wall) < r.k.Policy.Floor() && !r.doc.present[id] {
-		r.fail("under-retained", "", "snapshot %s was taken %s, within keep_at_least %s, and is not there", id, clock(e.Time.Wall), span(r.k.Policy.Floor()))
+	var s catalog.Snapshot
+	if json.Unmarshal(e.Body, &s) == nil && slices.ContainsFunc(r.tombs, s.Of) {
+		return // it goes with its project
+	}
+	if floor := r.k.Policy.For(s.Kind).Floor(); r.doc.RetiredAt.IsZero() && r.doc.At.Sub(e.Time.Wall) < floor && !r.doc.present[id] {
+		r.fail("under-retained", "", "snapshot %s was taken %s, within keep_at_least %s, and is not there", id, clock(e.Time.Wall), span(floor))
 	}
 }
 

@@ -140,8 +140,14 @@ func planText(w io.Writer, p restore.Plan) {
 func (e *env) restoreRunCommand() *cobra.Command {
 	var t targetFlags
 	cmd := &cobra.Command{
-		Use: "run CLUSTER|PLAN-HASH --to DIR", Short: "Restore beside production: fetch, replay, compare, promote, forget, and start if asked", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return e.runRestore(c.Context(), args[0], &t) },
+		Use: "run CLUSTER|PLAN-HASH --to DIR | CLUSTER --snapshot ID --on CONNECTION", Args: cobra.ExactArgs(1),
+		Short: "Restore beside production: fetch, replay, compare, promote, forget, and start if asked; or load a logical snapshot into a server",
+		RunE: func(c *cobra.Command, args []string) error {
+			if done, err := e.restoreLogical(c.Context(), args[0], &t); done || err != nil {
+				return err
+			}
+			return e.runRestore(c.Context(), args[0], &t)
+		},
 	}
 	t.add(cmd)
 	t.addHow(cmd)
@@ -154,7 +160,12 @@ func (e *env) restoreRunCommand() *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("in-place", "start")
 	cmd.MarkFlagsMutuallyExclusive("in-place", "fetch-only")
 	cmd.MarkFlagsMutuallyExclusive("in-place", "quarantine")
-	cmd.MarkFlagsOneRequired("to", "in-place")
+	f.StringVar(&t.on, "on", "", "load the logical snapshot --snapshot into fresh databases of this server: `CONNECTION` string, as a superuser; its password from PGPASSWORD or a password file")
+	f.StringToStringVar(&t.databases, "database", nil, "with --on: this database of the snapshot alone, into one called NEW: `NAME=NEW` (repeat; the same name for its own)")
+	cmd.MarkFlagsOneRequired("to", "in-place", "on")
+	for _, other := range []string{"to", "in-place", "delta", "start", "fetch-only", "quarantine", "tablespace", "latest", "time", "lsn", "xid", "name", "immediate", "timeline"} {
+		cmd.MarkFlagsMutuallyExclusive("on", other)
+	}
 	return cmd
 }
 

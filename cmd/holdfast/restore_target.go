@@ -19,7 +19,9 @@ type targetFlags struct {
 	to, identity, binaries, user    string
 	start, quarantine               bool
 	delta, fetchOnly, inPlace       bool
-	confirm                         string // the cluster's name, typed
+	confirm                         string            // the cluster's name, typed
+	on                              string            // connection string
+	databases                       map[string]string // name in a logical snapshot: name on the server
 	tablespaces                     map[string]string
 	listen                          string
 	port                            int

@@ -33,6 +33,7 @@ type snapshotDoc struct {
 	Cluster    string        `json:"cluster"`
 	Kind       string        `json:"kind"`
 	Source     string        `json:"source"`
+	KeyMAC     string        `json:"key_mac,omitempty"` // whose a project's is
 	StartedAt  time.Time     `json:"started_at"`
 	FinishedAt time.Time     `json:"finished_at"`
 	StartLSN   lsn.LSN       `json:"start_lsn"`
@@ -63,7 +64,7 @@ type zoneHolding struct {
 
 func (w *world) snapshotDoc(s catalog.Snapshot, zones []string, proofs []catalog.Proof, holds []string) snapshotDoc {
 	d := snapshotDoc{
-		ID: s.ID, Cluster: s.Cluster, Kind: s.Kind, Source: s.Source, StartedAt: s.StartedAt.UTC(), FinishedAt: s.FinishedAt.UTC(), StartLSN: s.StartLSN,
+		ID: s.ID, Cluster: s.Cluster, Kind: s.Kind, Source: s.Source, KeyMAC: s.KeyMAC, StartedAt: s.StartedAt.UTC(), FinishedAt: s.FinishedAt.UTC(), StartLSN: s.StartLSN,
 		StopLSN: s.StopLSN, Timeline: s.Timeline, Lineage: s.Epoch, Major: s.Major, RawBytes: s.RawBytes, StoredSize: s.StoredSize,
 		NewBytes: s.NewBytes, Pages: pagesDoc{s.Pages.Checked, s.Pages.Bad}, Suspect: s.Suspect, Zones: []zoneHolding{}, Holds: append([]string{}, holds...),
 	}
@@ -152,12 +153,12 @@ func (d snapshotsDoc) text(w io.Writer) {
 		if s.Suspect {
 			state = "SUSPECT"
 		}
-		rows = append(rows, []string{s.ID, s.Cluster, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), size(s.StoredSize), strings.Join(zones, ","), state, clock(s.ProvenAt), clock(s.ExpiresAt), strings.Join(s.Holds, ",")})
+		rows = append(rows, []string{s.ID, s.Cluster, s.Kind, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), size(s.StoredSize), strings.Join(zones, ","), state, clock(s.ProvenAt), clock(s.ExpiresAt), strings.Join(s.Holds, ",")})
 	}
 	if len(rows) == 0 {
 		fmt.Fprintln(w, "no snapshots")
 	} else {
-		table(w, "ID\tCLUSTER\tFINISHED\tSTOP\tRAW\tNEW\tNEEDS\tZONES\tPAGES\tPROVEN\tEXPIRES\tHOLDS", rows)
+		table(w, "ID\tCLUSTER\tKIND\tFINISHED\tSTOP\tRAW\tNEW\tNEEDS\tZONES\tPAGES\tPROVEN\tEXPIRES\tHOLDS", rows)
 	}
 	if !d.Complete {
 		fmt.Fprintln(w, "too few zones answered to know that none is missing")
@@ -188,21 +189,27 @@ func (e *env) snapshotCommand() *cobra.Command {
 }
 
 func (e *env) takeSnapshotCommand() *cobra.Command {
-	var full bool
+	var in takeIn
 	cmd := &cobra.Command{Use: "take CLUSTER", Short: "Take a snapshot now", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		return e.takeSnapshot(c.Context(), args[0], full)
+		in.Cluster = args[0]
+		return e.takeSnapshot(c.Context(), in)
 	}}
-	cmd.Flags().BoolVar(&full, "full", false, "store every block, and refer to no older snapshot")
+	f := cmd.Flags()
+	f.BoolVar(&in.Full, "full", false, "store every block, and refer to no older snapshot")
+	f.BoolVar(&in.Logical, "logical", false, "copy rows and DDL of every database, in place of files")
+	f.StringVar(&in.Project, "project", "", "copy the rows and DDL of project `ID` alone")
+	cmd.MarkFlagsMutuallyExclusive("full", "logical", "project")
 	return cmd
 }
 
 func init() {
-	takeFirst = func(ctx context.Context, e *env, cluster string) error { return e.takeSnapshot(ctx, cluster, false) }
+	takeFirst = func(ctx context.Context, e *env, cluster string) error {
+		return e.takeSnapshot(ctx, takeIn{Cluster: cluster})
+	}
 }
 
-func (e *env) takeSnapshot(ctx context.Context, cluster string, full bool) error {
-	in := takeIn{Cluster: cluster, Full: full}
-	out, err := act(ctx, e, opSnapshotTake, in, jobSnapshot, cluster, order{Cluster: cluster, Human: true, Full: full}, "snapshot of "+cluster)
+func (e *env) takeSnapshot(ctx context.Context, in takeIn) error {
+	out, err := e.actTake(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -210,13 +217,19 @@ func (e *env) takeSnapshot(ctx context.Context, cluster string, full bool) error
 	if err := json.Unmarshal(out, &doc); err != nil {
 		return fmt.Errorf("reading the snapshot's description: %w", err)
 	}
-	return e.print(doc, func(w io.Writer) {
-		fmt.Fprintf(w, "snapshot %s of %s: %s read, %s stored, %d pages checked, %d bad; restorable from %s on\n",
-			doc.ID, doc.Cluster, size(doc.RawBytes), size(doc.NewBytes), doc.Pages.Checked, doc.Pages.Bad, clock(doc.FinishedAt))
-		if doc.Suspect {
-			fmt.Fprintln(w, "it is SUSPECT: see `holdfast snapshot show "+doc.ID+"`")
-		}
-	})
+	return e.print(doc, func(w io.Writer) { takenText(w, doc) })
+}
+
+func takenText(w io.Writer, doc snapshotDoc) {
+	if catalog.Exported(doc.Kind) {
+		fmt.Fprintf(w, "%s snapshot %s of %s: %s read, %s stored, as of %s\n", doc.Kind, doc.ID, doc.Cluster, size(doc.RawBytes), size(doc.NewBytes), clock(doc.FinishedAt))
+		return
+	}
+	fmt.Fprintf(w, "snapshot %s of %s: %s read, %s stored, %d pages checked, %d bad; restorable from %s on\n",
+		doc.ID, doc.Cluster, size(doc.RawBytes), size(doc.NewBytes), doc.Pages.Checked, doc.Pages.Bad, clock(doc.FinishedAt))
+	if doc.Suspect {
+		fmt.Fprintln(w, "it is SUSPECT: see `holdfast snapshot show "+doc.ID+"`")
+	}
 }
 
 // findSnapshot looks for an id in every cluster.
@@ -271,9 +284,13 @@ func (e *env) showSnapshot(ctx context.Context, id string) error {
 func (d shownSnapshot) text(out io.Writer, zones []string) {
 	b := d.Note
 	fmt.Fprintf(out, "snapshot   %s (%s, from %s, by node %s)\ncluster    %s, system id %s, PostgreSQL %d\n", b.ID, b.Kind, b.Source, b.Node, b.Cluster, b.SystemID, b.Major)
-	fmt.Fprintf(out, "taken      %s to %s\nWAL        %s to %s on timeline %d, lineage %d\n", clock(b.StartedAt), clock(b.FinishedAt), b.StartLSN, b.StopLSN, b.Timeline, b.Epoch)
-	fmt.Fprintf(out, "size       %s in %d files, in objects of %s, %s of which were made for it\npages      %d checked, %d skipped, %d bad\n",
-		size(b.RawBytes), b.Files, size(b.StoredSize), size(b.NewBytes), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
+	if catalog.Exported(b.Kind) {
+		d.exportedText(out)
+	} else {
+		fmt.Fprintf(out, "taken      %s to %s\nWAL        %s to %s on timeline %d, lineage %d\n", clock(b.StartedAt), clock(b.FinishedAt), b.StartLSN, b.StopLSN, b.Timeline, b.Epoch)
+		fmt.Fprintf(out, "size       %s in %d files, in objects of %s, %s of which were made for it\npages      %d checked, %d skipped, %d bad\n",
+			size(b.RawBytes), b.Files, size(b.StoredSize), size(b.NewBytes), b.Pages.Checked, b.Pages.Skipped, b.Pages.Bad)
+	}
 	fmt.Fprintf(out, "zones      %s\nproven     %s\nexpires    %s\nopened by  %s\n", strings.Join(zones, ", "), clock(d.ProvenAt), clock(d.ExpiresAt), strings.Join(b.Recipients, ", "))
 	if len(d.Holds) > 0 {
 		fmt.Fprintf(out, "on hold    %s\n", strings.Join(d.Holds, ", "))
@@ -283,6 +300,16 @@ func (d shownSnapshot) text(out io.Writer, zones []string) {
 	}
 	for _, f := range d.Faults {
 		fmt.Fprintln(out, "fault:    ", f)
+	}
+}
+
+// exportedText is for snapshots that are rows and DDL: they have no pages, and need no WAL.
+func (d shownSnapshot) exportedText(out io.Writer) {
+	b := d.Note
+	fmt.Fprintf(out, "as of      %s to %s, at %s of timeline %d, lineage %d\n", clock(b.StartedAt), clock(b.FinishedAt), b.StopLSN, b.Timeline, b.Epoch)
+	fmt.Fprintf(out, "size       %s in %d files, in objects of %s\n", size(b.RawBytes), b.Files, size(b.StoredSize))
+	if b.KeyMAC != "" {
+		fmt.Fprintf(out, "project    %s (MAC of its key, digest epoch %d)\n", b.KeyMAC, b.DigestEpoch)
 	}
 }
 

@@ -141,8 +141,10 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 	if err != nil {
 		return c, err
 	}
-	if n := len(snaps.List); n > 0 {
-		s := snaps.List[n-1].Body
+	physical := snaps
+	physical.List = catalog.OfKind(snaps.List, catalog.Physical)
+	if n := len(physical.List); n > 0 {
+		s := physical.List[n-1].Body
 		c.LastSnapshot = &snapshotRef{s.ID, s.FinishedAt.UTC(), s.Suspect, s.StoredSize, s.NewBytes}
 	}
 	c.Kept = w.kept(name, snaps.Bodies())
@@ -151,7 +153,7 @@ func (w *world) clusterStatus(ctx context.Context, name string) (clusterStatus, 
 		return c, err
 	}
 	c.LastProof, c.RTO.Measured = newestProof(proofs.Bodies())
-	c.Proven = provenOf(snaps.Bodies(), proofs.Bodies(), w.now())
+	c.Proven = provenOf(physical.Bodies(), proofs.Bodies(), w.now())
 	holds, err := w.catalog.Holds(ctx, name)
 	if err != nil {
 		return c, err

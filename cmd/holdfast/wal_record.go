@@ -30,6 +30,7 @@ func (w *world) readWAL(ctx context.Context, name string) (r walRecord, err erro
 	if r.snaps, err = w.catalog.Snapshots(ctx, name); err != nil {
 		return r, err
 	}
+	r.snaps.List = catalog.OfKind(r.snaps.List, catalog.Physical) // others are no place to go on from
 	lineages, err := w.catalog.Lineages(ctx, name)
 	if err != nil {
 		return r, err

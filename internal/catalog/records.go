@@ -92,8 +92,8 @@ type Snapshot struct {
 	Link
 	Cluster    string    `json:"cluster"`
 	ID         string    `json:"id"`
-	Kind       string    `json:"kind"`   // physical | logical | project
-	Source     string    `json:"source"` // files | stream
+	Kind       string    `json:"kind"`   // [Physical], [Logical] or [Project]
+	Source     string    `json:"source"` // files | stream | copy
 	Node       string    `json:"node"`
 	Epoch      int       `json:"epoch"`
 	SystemID   string    `json:"system_id"`
@@ -120,6 +120,33 @@ type Snapshot struct {
 	// Oldest is when the oldest of the snapshots began whose packs or maps this one
 	// refers to: StartedAt where it refers to none. Zero: not told.
 	Oldest time.Time `json:"oldest_at,omitzero"`
+	// KeyMAC is of a project's snapshot: whose it is, as a tombstone says it, by the keys
+	// of DigestEpoch.
+	KeyMAC      string `json:"key_mac,omitempty"`
+	DigestEpoch int    `json:"digest_epoch,omitempty"`
+	OID         uint32 `json:"oid,omitempty"` // of its schema or database, which keeps it when it is renamed
+}
+
+// Of says whether a project's snapshot is of a tombstone's project, by its key or, on
+// one history, by the OID of what was renamed.
+func (s Snapshot) Of(t Tombstone) bool {
+	if s.Kind != Project || s.Cluster != t.Cluster {
+		return false
+	}
+	return s.KeyMAC == t.KeyMAC && s.DigestEpoch == t.DigestEpoch || s.OID != 0 && s.OID == t.OID && s.sameServer(t)
+}
+
+// OfAnother says that a project's snapshot is certainly not of a tombstone's project.
+func (s Snapshot) OfAnother(t Tombstone) bool {
+	if s.Kind != Project || s.DigestEpoch != t.DigestEpoch || s.Of(t) {
+		return false
+	}
+	return s.OID == 0 && t.OID == 0 || s.OID != 0 && t.OID != 0 && s.sameServer(t)
+}
+
+// sameServer says that OIDs mean the same.
+func (s Snapshot) sameServer(t Tombstone) bool {
+	return s.SystemID == t.SystemID && s.Timeline == t.Timeline
 }
 
 // Pages counts what the page checksums said.

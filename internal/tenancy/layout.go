@@ -140,6 +140,7 @@ func settle(ctx context.Context, q Querier) error {
 	for _, set := range []string{
 		"search_path = pg_catalog, pg_temp", "row_security = off", "DateStyle = 'ISO, YMD'", "IntervalStyle = postgres",
 		"TimeZone = 'UTC'", "extra_float_digits = 1", "bytea_output = hex", "statement_timeout = 0",
+		"idle_in_transaction_session_timeout = 0", // others copy meanwhile
 	} {
 		if _, err := q.Exec(ctx, "SET LOCAL "+set); err != nil {
 			return err

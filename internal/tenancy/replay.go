@@ -117,6 +117,46 @@ func replayDatabase(ctx context.Context, connect Connector, db string, tombs []c
 	if err != nil {
 		return nil, err
 	}
+	return eraseAll(ctx, conn, connect, tombs, found)
+}
+
+// ReplayIn is [Replay] in the one database that conn is to, however it is called now:
+// of projects that are rows or schemas. known are schemas of which it is known whose
+// they are, by tombstone id; a tombstone's OID means nothing here.
+func ReplayIn(ctx context.Context, conn *pgx.Conn, tombs []catalog.Tombstone, known map[string]string, keys func(epoch int) (seal.DigestKeys, error)) ([]Applied, error) {
+	tombs = slices.Clone(tombs)
+	for i, t := range tombs {
+		err := LayoutOf(t).Check()
+		if err == nil && t.Layout == Database {
+			err = errors.New("its project was a database")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("replaying tombstone %s in one database: %w", t.ID, err)
+		}
+		tombs[i].OID = 0
+	}
+	found, err := find(ctx, conn, tombs, keys)
+	if err != nil {
+		return nil, fmt.Errorf("replaying tombstones: %w", err)
+	}
+	for id, name := range known {
+		yes, err := there(ctx, conn, Layout{Kind: Schema}, name)
+		if err != nil {
+			return nil, fmt.Errorf("replaying tombstone %s: %w", id, hide(err, name))
+		}
+		if yes && !slices.Contains(found[id], name) {
+			found[id] = append(found[id], name)
+		}
+	}
+	done, err := eraseAll(ctx, conn, nil, tombs, found)
+	if err != nil {
+		err = fmt.Errorf("replaying tombstones: %w", err)
+	}
+	return done, err
+}
+
+// eraseAll erases what was found of each tombstone's project.
+func eraseAll(ctx context.Context, conn *pgx.Conn, connect Connector, tombs []catalog.Tombstone, found map[string][]string) ([]Applied, error) {
 	var done []Applied
 	erased := map[Layout]map[string]bool{} // two tombstones may be of one project
 	for _, t := range tombs {

@@ -36,7 +36,9 @@ type Part struct {
 	shape  *shape
 	leaves []uint32 // the tables that store the rows
 	whole  bool     // every row of them is the part's
-	g      *graph
+	// unsorted rows come in any order.
+	unsorted bool
+	g        *graph
 }
 
 // Reference is a foreign key by which rows of a slice refer to rows that are not

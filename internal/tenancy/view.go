@@ -82,13 +82,11 @@ func newView(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout) (*View, e
 	if err := settle(ctx, tx); err != nil {
 		return nil, err
 	}
-	// What COPY gives and takes is UTF-8, but for the bytes of a database without an encoding.
-	_, err := tx.Exec(ctx, `SELECT set_config('client_encoding', CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)`)
-	if err != nil {
+	if err := encode(ctx, tx); err != nil {
 		return nil, err
 	}
 	var at *string
-	err = tx.QueryRow(ctx, `SELECT now(), CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text,
+	err := tx.QueryRow(ctx, `SELECT now(), CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text,
 		(SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version'), getdatabaseencoding(), datcollate::text, datctype::text, datname::text, pg_get_userbyid(datdba)::text
 		FROM pg_database WHERE datname = current_database()`).Scan(&v.At.Time, &at, &v.At.SystemID, &v.At.Server, &v.At.Encoding, &v.At.Collate, &v.At.Ctype, &v.Database, &v.Owner)
 	if err == nil && at != nil {
@@ -103,6 +101,13 @@ func newView(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l Layout) (*View, e
 	}
 	v.shapes, err = readShapes(ctx, tx, v.g)
 	return v, err
+}
+
+// encode has what COPY gives and takes be UTF-8, but for the bytes of a database without
+// an encoding.
+func encode(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `SELECT set_config('client_encoding', CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)`)
+	return err
 }
 
 // Export gives the view's snapshot a name by which pg_dump reads the same moment

@@ -200,6 +200,34 @@ type hidden struct {
 func (h hidden) Error() string { return h.text }
 func (h hidden) Unwrap() error { return h.error }
 
+// Unnamed is an error for records that outlive a project: without the project's name
+// where its layout puts that into errors. Why it failed is then for who does by hand
+// what failed.
+func Unnamed(err error, l Layout, keyText string) error {
+	if err == nil || l.rows() {
+		return err
+	}
+	h := hide(err, keyText)
+	if strings.Contains(h.Error(), keyText) {
+		return hidden{err, "it failed, and the words would name the project: `holdfast project export` by hand tells why"}
+	}
+	return h
+}
+
+// Wordless is an error of a whole database for records that outlive its projects: where
+// they are schemas or databases, any of its words may be a name.
+func Wordless(err error, l Layout) error {
+	if err == nil || l.rows() {
+		return err
+	}
+	text := "it failed, and the words could name projects: `holdfast project export --all` by hand tells why"
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) {
+		text += " (SQLSTATE " + refused.Code + ")"
+	}
+	return hidden{err, text}
+}
+
 // hide takes the name of a project out of an error's text. What the server says of it
 // is reduced to its code: it does not always quote names.
 func hide(err error, keyText string) error {

@@ -26,8 +26,9 @@ const ManifestName = "manifest.json"
 type Manifest struct {
 	Format     string      `json:"format"`
 	Cluster    string      `json:"cluster"`
-	Project    Project     `json:"project"`
-	Layout     Layout      `json:"layout"`
+	Project    Project     `json:"project,omitzero"`
+	Database   string      `json:"database,omitempty"` // that all of it is, in place of a project
+	Layout     Layout      `json:"layout,omitzero"`
 	Moment     any         `json:"moment"` // of the one snapshot that everything was read in
 	Software   string      `json:"software"`
 	MadeAt     time.Time   `json:"made_at"`
@@ -110,6 +111,32 @@ type IndexEntry struct {
 	File        // its manifest
 }
 
+// FormatDatabases names the form of the index of a cluster's databases.
+const FormatDatabases = "holdfast-databases-1"
+
+// Databases is the manifest of a logical snapshot of a cluster.
+type Databases struct {
+	Format     string          `json:"format"`
+	Cluster    string          `json:"cluster"`
+	Software   string          `json:"software"`
+	MadeAt     time.Time       `json:"made_at"`
+	Databases  []DatabaseEntry `json:"databases"` // by name
+	NotCovered []string        `json:"not_covered"`
+}
+
+// DatabaseEntry is one database. No snapshot of PostgreSQL is of two, so each has a
+// moment of its own.
+type DatabaseEntry struct {
+	Name   string `json:"name"`
+	OID    uint32 `json:"oid"`
+	Moment any    `json:"moment"`
+	// Schemas are the OIDs of its schemas, by which a renamed one is known.
+	Schemas map[string]uint32 `json:"schemas"`
+	Rows    int64             `json:"rows"`
+	Bytes   int64             `json:"bytes"` // of its rows
+	File                      // its manifest
+}
+
 // Rows counts all rows, and their bytes.
 func (m Manifest) Rows() (rows, bytes int64) {
 	for _, t := range m.Tables {
@@ -118,8 +145,13 @@ func (m Manifest) Rows() (rows, bytes int64) {
 	return rows, bytes
 }
 
+// Adder takes files: a [Writer] does.
+type Adder interface {
+	Add(name string, write func(io.Writer) error) (File, error)
+}
+
 // AddJSON adds a document.
-func (w *Writer) AddJSON(name string, doc any) (File, error) {
+func AddJSON(w Adder, name string, doc any) (File, error) {
 	return w.Add(name, func(to io.Writer) error {
 		enc := json.NewEncoder(to)
 		enc.SetIndent("", "  ")
