@@ -143,7 +143,7 @@ func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 	}
 	room.Server = srv
 	if err = room.await(ctx, srv, r); err == nil {
-		err = room.promote(ctx, r)
+		err = room.arrive(ctx, r)
 	}
 	if err == nil {
 		return nil
@@ -158,6 +158,14 @@ func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 	}
 	room.Server = nil
 	return err
+}
+
+// arrive ends recovery, or leaves a standby in it.
+func (room *Room) arrive(ctx context.Context, r *replay) error {
+	if room.standby() != nil {
+		return room.stand(ctx, r)
+	}
+	return room.promote(ctx, r)
 }
 
 // pace is how often a server is asked what it does not tell by itself: to answer
