@@ -62,7 +62,11 @@ func (room *Room) doReplay(ctx context.Context) error {
 	if err := room.serveWAL(ctx); err != nil {
 		return err
 	}
-	defer room.stopped()
+	defer func() {
+		if room.standby() == nil || !room.Result.Complete {
+			room.stopped() // a standby asks on, until the room is closed
+		}
+	}()
 	r := &replay{began: time.Now(), served: -1, rose: time.Now()}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		r.now, r.moved, r.fruitful = 0, time.Now(), false

@@ -274,8 +274,9 @@ func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt resto
 	if err != nil {
 		return doc, err
 	}
+	err = room.Close(ctx)
 	doc.Result = room.Result
-	if err := room.Close(ctx); err != nil || !t.start {
+	if err != nil || !t.start {
 		return doc, err
 	}
 	o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
