@@ -48,7 +48,7 @@ func TestAStandbyIsLeftInRecovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	pg.Exec("INSERT INTO n VALUES (3)")
-	pg.Await("SELECT bool_or(replay_lsn >= $1::text::pg_lsn) FROM pg_stat_replication WHERE application_name <> 'holdfast'", pg.LSN())
+	pg.Await("SELECT coalesce(bool_or(replay_lsn >= $1::text::pg_lsn), false) FROM pg_stat_replication WHERE application_name <> 'holdfast'", pg.LSN())
 	if err := programs.StopDaemon(t.Context(), to); err != nil {
 		t.Fatal(err)
 	}

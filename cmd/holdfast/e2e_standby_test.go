@@ -114,6 +114,7 @@ func TestAStandbyRestoredFromTheRepositoryFollowsLive(t *testing.T) {
 	must(t, pgtest.Own(r.path("keys")))
 	must(t, pgtest.Own(r.path("zones")))
 
+	r.goesOnWithAStandby(t)
 	s := r.replica("replica")
 	doc := s.restored("--primary", pg.DSN("postgres"))
 	if f := doc.Standby; f == nil || !f.Readers || f.Replayed < doc.Expected.LSN || len(doc.Tombstones) != 0 || doc.Timeline != 1 {
@@ -151,10 +152,29 @@ func TestAStandbyRestoredFromTheRepositoryFollowsLive(t *testing.T) {
 	pg.Start()
 	r.promotedArchivesNothing(t, s)
 	s.stop()
+	s.restored("--primary", pg.DSN("postgres"), "--delta") // what it wrote by itself goes
+	s.start()
+	s.awaits("(SELECT count(*) = 1004 AND min(n) = 1 FROM kept)")
+	s.stop()
 	r.hold("drill", 0, "restore", "discard", s.dir, "--confirm", "cms")
 	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("discarded, it is there: %v", err)
 	}
+}
+
+// goesOnWithAStandby ends a restore half-way, goes on with it, and removes it unstarted.
+func (r *rig) goesOnWithAStandby(t *testing.T) {
+	t.Helper()
+	to := r.path("resumed")
+	r.hold("drill", 0, "restore", "run", "cms", "--standby", "--stream-only", "--primary", "host=live", "--fetch-only", "--to", to, "--identity", r.path("drill/data.key"), "--binaries", r.pg.BinDir())
+	doc := ask[restoreDoc](r, "drill", "restore", "resume", to, "--identity", r.path("drill/data.key"), "--binaries", r.pg.BinDir())
+	if f := doc.Standby; !doc.BySize || f == nil || f.Primary != "host=live" || f.RestoreCommand != "" {
+		t.Errorf("gone on with: %+v", doc.Result)
+	}
+	if list := r.hold("drill", 0, "restore", "list"); !strings.Contains(list, "as a standby of live") {
+		t.Errorf("listed:\n%s", list)
+	}
+	r.hold("drill", 0, "restore", "discard", to)
 }
 
 // asksForAStandby looks at what is refused before anything is written, and at the plan.
@@ -282,7 +302,7 @@ func TestAStandbyAdmitsNoReaderBeforeItHasReplayedADeletion(t *testing.T) {
 	if err := s.try("SELECT 1"); err == nil || !strings.Contains(err.Error(), "not accepting connections") {
 		t.Errorf("a reader got in: %v", err)
 	}
-	pg.Await("SELECT replay_lsn >= $1::text::pg_lsn FROM pg_stat_replication WHERE application_name <> 'holdfast'", pg.LSN())
+	pg.Await("SELECT coalesce(bool_or(replay_lsn >= $1::text::pg_lsn), false) FROM pg_stat_replication WHERE application_name <> 'holdfast'", pg.LSN())
 	s.stop()
 	r.hold("drill", 3, "restore", "discard", s.dir)
 	r.hold("drill", 0, "restore", "open", s.dir)
