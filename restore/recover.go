@@ -74,6 +74,9 @@ func (room *Room) doReplay(ctx context.Context) error {
 		if err == nil {
 			return room.settleSpaces(ctx)
 		}
+		if errors.Is(err, ErrSpaces) {
+			return err
+		}
 		if ctx.Err() != nil || !errors.Is(err, errAgain) || time.Since(r.rose) > room.opt.Stall {
 			return fmt.Errorf("%w: replay came to %s of %s: %w", ErrIncomplete, r.best, room.Plan.ExpectedEnd.LSN, err)
 		}

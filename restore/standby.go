@@ -65,6 +65,9 @@ var ErrReaders = errors.New("a reader could see a deleted project")
 // ErrPreflight means that PostgreSQL could not fetch WAL with a standby's restore_command.
 var ErrPreflight = errors.New("the standby's restore_command does not work here")
 
+// ErrSpaces means that a standby would read WAL again whose paths a restore takes out.
+var ErrSpaces = errors.New("the WAL behind the snapshot creates a tablespace, in a directory of the primary's host: take a snapshot of after that, and restore the standby from it")
+
 func (s Standby) check() error {
 	if s.StreamOnly && s.Primary == "" {
 		return errors.New("a standby that streams only needs a primary to stream from")
@@ -109,7 +112,7 @@ func (room *Room) tryFetch(ctx context.Context) (err error) {
 // stand ends what the room does of a standby's recovery: it stays in recovery.
 func (room *Room) stand(ctx context.Context, r *replay) error {
 	if room.fetch.spaces.defused.Load() {
-		return errors.New("the WAL creates a tablespace in a directory of the primary's host, which only its own standbys may use: take a snapshot, and restore the standby from that")
+		return ErrSpaces
 	}
 	conn, err := room.Server.Conn(ctx, "postgres")
 	if err != nil {

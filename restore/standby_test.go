@@ -1,6 +1,7 @@
 package restore_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -54,6 +55,35 @@ func TestAStandbyIsLeftInRecovery(t *testing.T) {
 	}
 	if started, err := restore.Started(to, m); !started || err != nil {
 		t.Errorf("started %v, %v", started, err)
+	}
+	if err := restore.Discard(to); err != nil {
+		t.Error(err)
+	}
+}
+
+// C-65: a standby would read the paths again that a restore takes out of the WAL.
+func TestAStandbyIsNotLeftBehindATablespacesCreation(t *testing.T) {
+	pg := pgtest.Start(t)
+	w := newWorld(t, pg)
+	w.take(snapshot.SourceFiles)
+	pg.Exec("CREATE TABLESPACE late LOCATION '" + pg.Mkdir("late") + "'")
+	w.flush()
+	p := w.plan(restore.Target{Kind: restore.Latest, Standby: &restore.Standby{Primary: pg.DSN("postgres"), StreamOnly: true}})
+	to := w.target()
+	if _, err := restore.Prepare(t.Context(), w.repo(), p, w.options(to)); !errors.Is(err, restore.ErrSpaces) || errors.Is(err, restore.ErrIncomplete) {
+		t.Fatalf("%v, want ErrSpaces", err)
+	}
+	w.cannotStart(to)
+	if err := restore.Discard(to); err != nil {
+		t.Error(err)
+	}
+	w.take(snapshot.SourceFiles)
+	w.flush()
+	p = w.plan(restore.Target{Kind: restore.Latest, Standby: &restore.Standby{Primary: pg.DSN("postgres"), StreamOnly: true}})
+	to = w.target()
+	room := must[*restore.Room](t)(restore.Prepare(t.Context(), w.repo(), p, w.options(to)))
+	if err := room.Close(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	if err := restore.Discard(to); err != nil {
 		t.Error(err)

@@ -257,7 +257,7 @@ func (e *env) announce(ctx context.Context, cfg *configs.Config, r *rotation) er
 		r.Announced = &doc
 		return nil
 	}
-	return errors.Join(failed("see `holdfast status`; nothing was changed, and the new key was removed: run it again", "announcing the new %s key in the ledger, without which nobody can tell that it follows the old one: %w", r.Kind, err), os.Remove(r.File))
+	return errors.Join(failed("the new key was removed again; where the ledger comes to name it all the same, that does no harm: run this again when the zones answer (`holdfast status`)", "announcing the new %s key in the ledger, without which nobody can tell that it follows the old one: %w", r.Kind, err), os.Remove(r.File))
 }
 
 func (e *env) tryAnnounce(ctx context.Context, cfg *configs.Config, in rotatedIn) (rotatedDoc, error) {
