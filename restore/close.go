@@ -24,7 +24,7 @@ func (room *Room) Close(ctx context.Context) error {
 	if err := room.leave(ctx, sandbox.Fast); err != nil {
 		return fmt.Errorf("closing %s: %w", room.opt.To, err)
 	}
-	if err := room.release(); err != nil {
+	if err := room.release(ctx); err != nil {
 		return fmt.Errorf("closing %s: %w", room.opt.To, err)
 	}
 	return nil
@@ -32,16 +32,9 @@ func (room *Room) Close(ctx context.Context) error {
 
 // release makes all durable, and only then gives the directory the file without
 // which nothing starts there.
-func (room *Room) release() error {
-	state, more := "closed", map[string]string(nil)
-	if room.Result.Quarantined {
-		state = "quarantined"
-		var err error
-		if more, err = room.quarantine(); err != nil {
-			return err
-		}
-	}
-	if err := writeAuto(room.opt.To, room.programs, more); err != nil {
+func (room *Room) release(ctx context.Context) error {
+	state, err := room.settle(ctx)
+	if err != nil {
 		return err
 	}
 	for _, root := range append([]string{room.opt.To}, values(room.tree.spaces)...) {
@@ -53,6 +46,21 @@ func (room *Room) release() error {
 		return err
 	}
 	return disclose(room.opt.To)
+}
+
+// settle writes the settings that the directory is left with, and names its state.
+func (room *Room) settle(ctx context.Context) (string, error) {
+	switch {
+	case room.standby() != nil:
+		return stateStandby, room.follow(ctx)
+	case room.Result.Quarantined:
+		more, err := room.quarantine()
+		if err != nil {
+			return "", err
+		}
+		return "quarantined", writeAuto(room.opt.To, room.programs, more)
+	}
+	return "closed", writeAuto(room.opt.To, room.programs, nil)
 }
 
 // Discard stops the server and removes all that the restore made.

@@ -29,6 +29,7 @@ const (
 	stateFetched  = "fetched" // ready for recovery
 	stateReplay   = "replaying"
 	statePrepared = "prepared"
+	stateStandby  = "standby" // whole, and left in recovery behind live
 )
 
 // recognise looks whether the target is one that a delta may go over: stopped, and

@@ -5,7 +5,9 @@
 // moves where recovery must end, and its hash is what people approve. The act
 // fetches, replays under standby.signal so that PostgreSQL never ends recovery by
 // itself, compares what was replayed with the expected end, promotes, replays the
-// tombstones of deleted projects in a closed room, and only then opens.
+// tombstones of deleted projects in a closed room, and only then opens. A standby of
+// live is left in recovery instead, and admits no reader before it has replayed what
+// took those projects away.
 //
 // Files come from packs by page maps, each frame checked, each byte written once,
 // in memory that does not grow with the cluster. Over a directory that holds the

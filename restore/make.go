@@ -133,8 +133,15 @@ func byHand(p Plan) []string {
 		fmt.Sprintf("holdfast restore run %s --to DIR --identity FILE %s --snapshot %s", p.Cluster, p.Target.flags(), p.Snapshot),
 		fmt.Sprintf("# or by hand: open clusters/%s/snapshots/%s/manifest.age with `age -d -i KEY | zstd -d`, write its files into DIR,", p.Cluster, p.Snapshot),
 		fmt.Sprintf("# put the WAL from %s to %s (clusters/%s/wal/…, each by `age -d | zstd -d`) into DIR/pg_wal, write backup_label,", p.WAL.From, p.WAL.To, p.Cluster),
-		"# create DIR/recovery.signal" + p.stopByHand() + ", start PostgreSQL, and compare pg_last_wal_replay_lsn() with the expected end " + p.ExpectedEnd.LSN.String(),
+		p.endByHand(),
 	}
+}
+
+func (p Plan) endByHand() string {
+	if p.Target.Standby != nil {
+		return "# create DIR/standby.signal, set primary_conninfo, restore_command, archive_mode = off and, until replay has passed every tombstone, hot_standby = off"
+	}
+	return "# create DIR/recovery.signal" + p.stopByHand() + ", start PostgreSQL, and compare pg_last_wal_replay_lsn() with the expected end " + p.ExpectedEnd.LSN.String()
 }
 
 func (p Plan) stopByHand() string {
@@ -155,6 +162,9 @@ func (t Target) String() string {
 	case Immediate:
 		return "the snapshot's own end"
 	}
+	if t.Standby != nil {
+		return "the end of the archive, as a standby of live"
+	}
 	return "the end of the archive"
 }
 
@@ -169,7 +179,24 @@ func (t Target) flags() string {
 	case AtName:
 		return fmt.Sprintf("--name '%s'", strings.ReplaceAll(t.Name, "'", `'\''`))
 	}
+	if t.Standby != nil {
+		return t.Standby.flags()
+	}
 	return "--" + t.Kind
+}
+
+func (s Standby) flags() string {
+	out := "--standby"
+	if s.Primary != "" {
+		out += fmt.Sprintf(" --primary '%s'", strings.ReplaceAll(s.Primary, "'", `'\''`))
+	}
+	if s.Slot != "" {
+		out += " --slot " + s.Slot
+	}
+	if s.StreamOnly {
+		out += " --stream-only"
+	}
+	return out
 }
 
 // Check refuses a target that says too much or too little.
@@ -179,6 +206,10 @@ func (t Target) Check() error {
 		return fmt.Errorf("restore target %q lacks its value", t.Kind)
 	case t.Kind != Latest && t.Kind != AtTime && t.Kind != AtLSN && t.Kind != AtXID && t.Kind != AtName && t.Kind != Immediate:
 		return fmt.Errorf("restore target %q: want latest, time, lsn, xid, name or immediate", t.Kind)
+	case t.Standby != nil && (t.Kind != Latest || t.Timeline != 0):
+		return fmt.Errorf("restore target %q: a standby follows live to its end, on live's own timeline", t.Kind)
+	case t.Standby != nil:
+		return t.Standby.check()
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ type Marker struct {
 	SystemID string `json:"system_id"`
 	// State is prepared while the room's server runs; from closed on, and
 	// quarantined, the directory may be started.
-	State  string    `json:"state"` // seizing | fetching | fetched | replaying | prepared | closed | open | quarantined
+	State  string    `json:"state"` // seizing | fetching | fetched | replaying | prepared | closed | open | quarantined | standby
 	At     time.Time `json:"at"`
 	Result *Result   `json:"result,omitempty"`
 	// Tablespaces are the directories that were made or filled for it elsewhere.

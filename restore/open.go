@@ -43,6 +43,9 @@ func Open(ctx context.Context, dir string, opt OpenOptions) (Opened, error) {
 	if err != nil {
 		return Opened{}, fmt.Errorf("opening: %w", err)
 	}
+	if m.State == stateStandby {
+		return Opened{}, fmt.Errorf("opening %s: it is a standby: start it as PostgreSQL's user, by pg_ctl or its service", dir)
+	}
 	if m.InPlace != nil && !m.InPlace.At.IsZero() {
 		return Opened{}, fmt.Errorf("opening %s: it took the place of the cluster's own directory: start it as that is always started", dir)
 	}

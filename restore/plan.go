@@ -28,6 +28,7 @@ type Target struct {
 	Snapshot string    `json:"snapshot,omitempty"` // this one, not the best
 	Timeline uint32    `json:"timeline,omitempty"` // 0: the newest lineage's own
 	Zone     string    `json:"zone,omitempty"`     // read from this zone alone
+	Standby  *Standby  `json:"standby,omitempty"`  // to the end, and then behind live
 }
 
 // Plan is an immutable value: everything that a restore will do, before it does
@@ -130,7 +131,7 @@ type Result struct {
 	Reached    End                `json:"reached"`
 	Expected   End                `json:"expected"`
 	Complete   bool               `json:"complete"`
-	Timeline   uint32             `json:"timeline"` // after promotion
+	Timeline   uint32             `json:"timeline"` // after promotion; a standby's own
 	Tombstones []AppliedTombstone `json:"tombstones"`
 	// Quarantined: deleted projects may be in it; superusers alone may enter.
 	Quarantined bool `json:"quarantined,omitempty"`
@@ -145,8 +146,11 @@ type Result struct {
 	Unchecked string `json:"unchecked_blocks,omitempty"`
 	// Warnings say what differs here from the host that the snapshot was taken on.
 	Warnings []string `json:"warnings,omitempty"`
-	Bytes    int64    `json:"bytes"`
-	Seconds  Seconds  `json:"seconds"`
+	// Standby is how a standby was left; it is not promoted, and has no tombstones
+	// replayed in it.
+	Standby *Following `json:"standby,omitempty"`
+	Bytes   int64      `json:"bytes"`
+	Seconds Seconds    `json:"seconds"`
 }
 
 // AppliedTombstone says what replaying one tombstone removed.

@@ -62,13 +62,20 @@ func (room *Room) doReplay(ctx context.Context) error {
 	if err := room.serveWAL(ctx); err != nil {
 		return err
 	}
-	defer room.stopped()
+	defer func() {
+		if room.standby() == nil || !room.Result.Complete {
+			room.stopped() // a standby asks on, until the room is closed
+		}
+	}()
 	r := &replay{began: time.Now(), served: -1, rose: time.Now()}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		r.now, r.moved, r.fruitful = 0, time.Now(), false
 		err := room.recoverOnce(ctx, r)
 		if err == nil {
 			return room.settleSpaces(ctx)
+		}
+		if errors.Is(err, ErrSpaces) {
+			return err
 		}
 		if ctx.Err() != nil || !errors.Is(err, errAgain) || time.Since(r.rose) > room.opt.Stall {
 			return fmt.Errorf("%w: replay came to %s of %s: %w", ErrIncomplete, r.best, room.Plan.ExpectedEnd.LSN, err)
@@ -143,7 +150,7 @@ func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 	}
 	room.Server = srv
 	if err = room.await(ctx, srv, r); err == nil {
-		err = room.promote(ctx, r)
+		err = room.arrive(ctx, r)
 	}
 	if err == nil {
 		return nil
@@ -158,6 +165,14 @@ func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 	}
 	room.Server = nil
 	return err
+}
+
+// arrive ends recovery, or leaves a standby in it.
+func (room *Room) arrive(ctx context.Context, r *replay) error {
+	if room.standby() != nil {
+		return room.stand(ctx, r)
+	}
+	return room.promote(ctx, r)
 }
 
 // pace is how often a server is asked what it does not tell by itself: to answer

@@ -23,14 +23,16 @@ type Replayer func(ctx context.Context, connect func(ctx context.Context, db str
 
 // Options say where and how a plan is carried out.
 type Options struct {
-	To         string // the data directory: absent or empty, unless Delta
-	Binaries   string // PostgreSQL's programs, with {major}; "" is Debian's place
-	User       string // who runs them when we are root; "" is postgres
-	Role       string // a superuser of the cluster; "" is postgres
-	Program    string // holdfast or holdfast-wal, for restore_command
-	Workers    int    // packs fetched at a time (2)
-	Replay     Replayer
-	Quarantine bool // where the set of tombstones is not known whole: go on, and open to superusers only
+	To       string // the data directory: absent or empty, unless Delta
+	Binaries string // PostgreSQL's programs, with {major}; "" is Debian's place
+	User     string // who runs them when we are root; "" is postgres
+	Role     string // a superuser of the cluster; "" is postgres
+	Program  string // holdfast or holdfast-wal, for restore_command
+	// FetchCommand is the restore_command that a standby is left with.
+	FetchCommand string
+	Workers      int // packs fetched at a time (2)
+	Replay       Replayer
+	Quarantine   bool // where the set of tombstones is not known whole: go on, and open to superusers only
 	// Delta goes over a stopped, damaged or stale directory of the same system, or
 	// goes on with a restore that was ended: blocks that are right stay. Digests
 	// opens the keys by which they are known; without it everything is fetched.
@@ -62,7 +64,7 @@ type Progress struct {
 }
 
 // Room is a restored cluster behind closed doors: its server runs, promoted and
-// without the deleted projects, and nobody else can reach it.
+// without the deleted projects, or a standby still, and nobody else can reach it.
 type Room struct {
 	Server   *sandbox.Server
 	Result   Result
@@ -83,6 +85,9 @@ type Room struct {
 	before   *Marker // of the restore that made what it holds
 	lock     *durable.Lock
 	supers   []string
+	tombs    []catalog.Tombstone       // of a standby
+	absences map[string]catalog.Absent // when live was seen without their projects
+	way      []leg                     // that it came
 	fetch    *fetchServer
 	stopped  func() // ends the fetch server and waits for it
 	closing  sync.Once
@@ -104,7 +109,7 @@ func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (*Room, error) {
 		{func(ctx context.Context) error { _, err := room.due(ctx, r); return err }, new(float64)},
 		{room.doFetch, &room.Result.Seconds.Fetch},
 		{room.doReplay, &room.Result.Seconds.Replay},
-		{func(ctx context.Context) error { room.compareHosts(ctx); return room.forget(ctx, r) }, &room.Result.Seconds.Verify},
+		{func(ctx context.Context) error { room.compareHosts(ctx); return room.forgetOrReckon(ctx, r) }, &room.Result.Seconds.Verify},
 	})
 	if err != nil {
 		return nil, err
@@ -112,6 +117,15 @@ func Prepare(ctx context.Context, r Repo, p Plan, opt Options) (*Room, error) {
 	room.Result.Seconds.Total = time.Since(began).Seconds()
 	room.Result.NoEgress = room.Server.Room().NoEgress
 	return room, room.mark(statePrepared)
+}
+
+// forgetOrReckon removes deleted projects, or, in a standby, which only live's own WAL
+// can change, finds what it must have replayed before anybody reads.
+func (room *Room) forgetOrReckon(ctx context.Context, all Repo) error {
+	if room.standby() != nil {
+		return room.reckon(ctx, all)
+	}
+	return room.forget(ctx, all)
 }
 
 // Fetch carries out the plan's first phase alone: the directory has all files and

@@ -37,6 +37,9 @@ func (room *Room) doFetch(ctx context.Context) (err error) {
 	if err := fit(room.Header.Facts, room.programs.Bin); err != nil {
 		return err
 	}
+	if err := room.tryFetch(ctx); err != nil {
+		return err
+	}
 	t := &tree{root: room.opt.To, layout: l, own: room.programs.Own, held: map[int][]byte{}, ours: map[string]bool{}}
 	if t.spaces, err = room.placeSpaces(); err != nil {
 		return err

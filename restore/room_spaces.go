@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 
@@ -33,6 +34,16 @@ type newSpaces struct {
 
 	mu   sync.Mutex
 	made map[uint32]string // directories by OID
+
+	// defused: a path was taken out of a record that recovery replays.
+	defused atomic.Bool
+}
+
+// changed notes that a record at a position was changed.
+func (s *fetchServer) changed(at lsn.LSN) {
+	if at >= s.plan.WAL.From {
+		s.spaces.defused.Store(true)
+	}
 }
 
 // place makes a tablespace's directory and the link to it, unless the data
@@ -134,6 +145,7 @@ func (s *fetchServer) defuse(file File, data []byte) (e edges, err error) {
 	}
 	for _, t := range found.Found {
 		walrec.Apply(data, file.From, t.Edits)
+		s.changed(t.Edits[0].At)
 		e.creates = append(e.creates, t.OID)
 	}
 	return e, nil
@@ -215,6 +227,7 @@ func (s *fetchServer) seam(path string, file File, at lsn.LSN, last, first []byt
 		if err := rewrite(path, file.From, file.Size, t.Edits); err != nil {
 			return nil, err
 		}
+		s.changed(t.Edits[0].At)
 		creates = append(creates, t.OID)
 	}
 	return creates, nil

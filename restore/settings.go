@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -54,11 +55,11 @@ func (t *tree) prepareRecovery() error {
 
 // writeSettings makes postgresql.auto.conf harmless.
 func writeSettings(t *tree, more map[string]string) error {
-	auto, err := os.ReadFile(filepath.Join(t.root, "postgresql.auto.conf"))
+	auto, err := os.ReadFile(filepath.Join(t.root, autoConf))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("reading the restored cluster's settings: %w", err)
 	}
-	return t.write("postgresql.auto.conf", harmless(auto, more), 0o600)
+	return t.write(autoConf, harmless(auto, more), 0o600)
 }
 
 // moved are settings that name places of the host that the snapshot was taken on.
@@ -111,6 +112,7 @@ func (t *tree) leads(name, path string) bool {
 const (
 	openConf   = "postgresql.conf"
 	closedConf = "postgresql.conf.closed"
+	autoConf   = "postgresql.auto.conf"
 )
 
 func (t *tree) confFile() string { return filepath.Join(t.root, closedConf) }
@@ -150,6 +152,7 @@ const ours = "# Set by holdfast: a restored copy archives nowhere, follows nobod
 // back, and with more.
 func harmless(auto []byte, more map[string]string) []byte {
 	auto, _, _ = bytes.Cut(auto, []byte(ours))
+	auto, _, _ = bytes.Cut(auto, []byte(follows))
 	out := bytes.NewBuffer(commentOut(commentOut(auto, harming), moved))
 	out.WriteString(ours)
 	settings := map[string]string{
@@ -159,13 +162,13 @@ func harmless(auto []byte, more map[string]string) []byte {
 	for k, v := range more {
 		settings[k] = v
 	}
-	var keys []string
-	for k := range settings {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		fmt.Fprintf(out, "%s = '%s'\n", k, strings.ReplaceAll(settings[k], "'", "''"))
-	}
+	list(out, settings)
 	return out.Bytes()
+}
+
+// list writes settings as PostgreSQL reads them: backslashes escape (guc-file.l).
+func list(out *bytes.Buffer, settings map[string]string) {
+	for _, k := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(out, "%s = '%s'\n", k, strings.NewReplacer(`\`, `\\`, "'", "''").Replace(settings[k]))
+	}
 }

@@ -46,6 +46,7 @@ type drillsDoc struct {
 
 func (n *node) serveDrills(s *server.Server) {
 	server.Serve(s, opRecord, n.record)
+	server.Serve(s, opRotated, n.rotated)
 	server.Serve(s, opDrillRun, func(ctx context.Context, in drillIn) (jobRef, error) {
 		d, err := n.drill(in.Name)
 		if err != nil {

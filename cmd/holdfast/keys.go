@@ -18,7 +18,7 @@ import (
 
 func (e *env) keysCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "keys", Short: "Make keys, and list those that the configuration names"}
-	cmd.AddCommand(e.keysNewCommand(), e.keysListCommand(), e.keysKitCommand())
+	cmd.AddCommand(e.keysNewCommand(), e.keysListCommand(), e.keysRotateCommand(), e.keysKitCommand())
 	return cmd
 }
 

@@ -231,6 +231,15 @@ func trustKeys(keys []string) (seal.Trust, error) {
 	return trust, nil
 }
 
+// announcedKeys tells which keys follow which.
+func announcedKeys(out io.Writer, rep ledger.Report) {
+	for _, o := range rep.Origins {
+		for _, k := range o.Keys {
+			fmt.Fprintf(out, "key    %s: entry %d (%s) announces the %s key %s after %s\n", o.Origin, k.Index, clock(k.At), k.Kind, shorten(k.New), shorten(k.Old))
+		}
+	}
+}
+
 // outcomes counts how drills ended, in words.
 func outcomes(counts map[string]int) string {
 	var parts []string
@@ -255,6 +264,7 @@ func (e *env) verifyLedger(ctx context.Context, src ledger.Source, trust seal.Tr
 		for _, o := range rep.Origins {
 			fmt.Fprintf(out, "ledger %s: %d entries from %s to %s under %d checkpoints, root %s, signed by %s\n", o.Origin, o.Size, clock(o.First), clock(o.Last), o.Checkpoints, o.Root, strings.Join(o.Signers, ", "))
 		}
+		announcedKeys(out, rep)
 		s := rep.Slots
 		fmt.Fprintf(out, "drills: %d were due, %d of them still pending, %d without an outcome; %d unasked; %s\n", s.Due, s.Pending, len(s.Missing), s.Unasked, outcomes(s.Outcomes))
 		for _, f := range rep.Faults {

@@ -22,6 +22,7 @@ type madeEntry struct {
 	Complete    bool                       `json:"complete"`
 	Quarantined bool                       `json:"quarantined"`
 	Plan        string                     `json:"plan"`
+	Standby     *restore.Following         `json:"standby"`
 	Hash        string                     `json:"hash"` // of the plan, where it is begun
 	Cleanup     *struct {
 		Verified   bool      `json:"verified"`
@@ -74,6 +75,10 @@ func madeBy(records []ledger.Record, t catalog.Tombstone) (list []catalog.Made) 
 			if cleared(b, t, begun[b.Plan]) {
 				one.State = catalog.MadeCleared
 			}
+			if i, ok := at[b.RestoredTo]; ok && b.Standby != nil && list[i].State == catalog.MadeBeyond && one.State == catalog.MadeCleared {
+				list[i] = one // the same standby, which has replayed more by now
+				continue
+			}
 			at[b.RestoredTo] = len(list)
 			list = append(list, one)
 		case ledger.TypeRestoreGone:
@@ -97,6 +102,9 @@ func madeBy(records []ledger.Record, t catalog.Tombstone) (list []catalog.Made) 
 func cleared(b madeEntry, t catalog.Tombstone, begun time.Time) bool {
 	if b.Quarantined || !b.Complete || b.Error != "" {
 		return false
+	}
+	if b.Standby != nil { // nothing was removed from it but by live's own WAL
+		return slices.Contains(b.Standby.Passed, t.ID)
 	}
 	return begun.After(t.RequestedAt) || slices.ContainsFunc(b.Tombstones, func(a restore.AppliedTombstone) bool { return a.ID == t.ID })
 }

@@ -147,7 +147,7 @@ func (p *putBack) beside(ctx context.Context, w *world, repo restore.Repo, plan 
 	if err := p.place(); err != nil {
 		return err
 	}
-	opt, err := p.e.restoreOptions(ctx, w, repo, plan.Cluster, &p.flags)
+	opt, err := p.e.restoreOptions(ctx, w, repo, plan, &p.flags)
 	if err != nil {
 		return err
 	}

@@ -82,6 +82,9 @@ func (e *env) restorePlanCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := t.checkStandby(); err != nil {
+			return err
+		}
 		w, err := e.open(c.Context())
 		if err != nil {
 			return err
@@ -89,6 +92,9 @@ func (e *env) restorePlanCommand() *cobra.Command {
 		defer w.close()
 		repo, err := w.repo(configs.Secret{File: t.identity})
 		if err != nil {
+			return err
+		}
+		if target.Standby, err = w.standby(args[0], &t); err != nil {
 			return err
 		}
 		p, err := w.plan(c.Context(), repo, args[0], target)
@@ -103,6 +109,7 @@ func (e *env) restorePlanCommand() *cobra.Command {
 		return e.print(p, func(out io.Writer) { planText(out, p) })
 	}}
 	t.add(cmd)
+	t.addStandby(cmd)
 	return cmd
 }
 
@@ -122,7 +129,7 @@ func planText(w io.Writer, p restore.Plan) {
 		}
 		fmt.Fprintf(w, "objective      %s: %s\n", span(time.Duration(p.RTO.Seconds*float64(time.Second))), holds)
 	}
-	fmt.Fprintf(w, "tombstones     %d deleted projects are removed before anyone can connect\n", len(p.Tombstones))
+	planEnd(w, p)
 	fmt.Fprintf(w, "freshness      %s\n", p.Freshness)
 	for _, z := range p.Zones {
 		has := "lacks the snapshot or parts of it"
@@ -135,6 +142,16 @@ func planText(w io.Writer, p restore.Plan) {
 	for _, c := range p.Commands {
 		fmt.Fprintf(w, "  %s\n", c)
 	}
+}
+
+// planEnd tells what becomes of the copy and of deleted projects in it.
+func planEnd(w io.Writer, p restore.Plan) {
+	if p.Target.Standby == nil {
+		fmt.Fprintf(w, "tombstones     %d deleted projects are removed before anyone can connect\n", len(p.Tombstones))
+		return
+	}
+	fmt.Fprintf(w, "then           %s\n", standbyText(*p.Target.Standby))
+	fmt.Fprintf(w, "tombstones     %d deleted projects may still be in it then: it admits no reader before it has replayed what took them away\n", len(p.Tombstones))
 }
 
 func (e *env) restoreRunCommand() *cobra.Command {
@@ -162,8 +179,9 @@ func (e *env) restoreRunCommand() *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("in-place", "quarantine")
 	f.StringVar(&t.on, "on", "", "load the logical snapshot --snapshot into fresh databases of this server: `CONNECTION` string, as a superuser; its password from PGPASSWORD or a password file")
 	f.StringToStringVar(&t.databases, "database", nil, "with --on: this database of the snapshot alone, into one called NEW: `NAME=NEW` (repeat; the same name for its own)")
+	t.addStandby(cmd)
 	cmd.MarkFlagsOneRequired("to", "in-place", "on")
-	for _, other := range []string{"to", "in-place", "delta", "start", "fetch-only", "quarantine", "tablespace", "latest", "time", "lsn", "xid", "name", "immediate", "timeline"} {
+	for _, other := range []string{"to", "in-place", "delta", "start", "fetch-only", "quarantine", "tablespace", "latest", "time", "lsn", "xid", "name", "immediate", "timeline", "standby"} {
 		cmd.MarkFlagsMutuallyExclusive("on", other)
 	}
 	return cmd
@@ -181,7 +199,10 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 	if err != nil {
 		return err
 	}
-	if planHash.MatchString(what) && (t.latest || target != restore.Target{Kind: restore.Latest}) {
+	if err := t.checkStandby(); err != nil {
+		return err
+	}
+	if planHash.MatchString(what) && (t.latest || t.standby || target != restore.Target{Kind: restore.Latest}) {
 		return usage("a plan's hash says to which moment, from what and along which timeline: leave those flags out, or give the cluster's name for a new plan")
 	}
 	w, repo, err := e.openForRestore(ctx, t)
@@ -192,7 +213,7 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 	var p restore.Plan
 	if planHash.MatchString(what) {
 		p, err = w.keptPlan(what)
-	} else {
+	} else if target.Standby, err = w.standby(what, t); err == nil {
 		p, err = w.plan(ctx, repo, what, target)
 	}
 	if err != nil {
@@ -205,7 +226,7 @@ func (e *env) runRestore(ctx context.Context, what string, t *targetFlags) error
 		}
 		t.to = place.Beside
 	}
-	opt, err := e.restoreOptions(ctx, w, repo, p.Cluster, t)
+	opt, err := e.restoreOptions(ctx, w, repo, p, t)
 	if err != nil {
 		return err
 	}
@@ -264,8 +285,9 @@ func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt resto
 	if err != nil {
 		return doc, err
 	}
+	err = room.Close(ctx)
 	doc.Result = room.Result
-	if err := room.Close(ctx); err != nil || !t.start {
+	if err != nil || !t.start {
 		return doc, err
 	}
 	o, err := restore.Open(ctx, opt.To, restore.OpenOptions{Binaries: t.binaries, User: t.user, Listen: t.listen, Port: t.port})
@@ -274,13 +296,13 @@ func restoreTo(ctx context.Context, repo restore.Repo, p restore.Plan, opt resto
 }
 
 // restoreOptions say how a cluster is restored, and refuse a place that may not hold it.
-func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, cluster string, t *targetFlags) (restore.Options, error) {
+func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, p restore.Plan, t *targetFlags) (restore.Options, error) {
 	to, err := filepath.Abs(t.to)
 	if err != nil {
 		return restore.Options{}, usage("--to %s: %w", t.to, err)
 	}
 	here, where := w.placeOf(to)
-	if err := w.mayHold(ctx, cluster, here, where); err != nil {
+	if err := w.mayHold(ctx, p.Cluster, here, where); err != nil {
 		return restore.Options{}, err
 	}
 	program, err := thin.Small()
@@ -291,8 +313,15 @@ func (e *env) restoreOptions(ctx context.Context, w *world, repo restore.Repo, c
 	if err != nil {
 		return restore.Options{}, fmt.Errorf("asking when this process began: %w", err)
 	}
+	if err := standbyAllows(p, t); err != nil {
+		return restore.Options{}, err
+	}
+	fetch, err := e.fetchCommand(program, p.Cluster, t.identity)
+	if err != nil {
+		return restore.Options{}, err
+	}
 	return restore.Options{
-		To: to, Process: &process, Binaries: t.binaries, User: t.user, Program: program, Workers: max(2, w.cfg.Node.Limits.Workers),
+		To: to, Process: &process, Binaries: t.binaries, User: t.user, Program: program, FetchCommand: fetch, Workers: max(2, w.cfg.Node.Limits.Workers),
 		Replay: w.replayer(repo.Data), Quarantine: t.quarantine,
 		Digests: w.digestsBy(repo.Data),
 	}, nil
@@ -305,6 +334,8 @@ func restoreFault(err error) error {
 		return &fault{exit: exitRefused, err: err, remedy: "give an empty --to, go over a stopped directory of this cluster with --delta, or discard what a restore left there: holdfast restore discard DIR"}
 	case errors.Is(err, restore.ErrRunning):
 		return &fault{exit: exitRefused, err: err, remedy: "stop that server first"}
+	case errors.Is(err, restore.ErrPreflight):
+		return &fault{exit: exitFailed, err: err, remedy: "PostgreSQL's user must be able to run this program and to read the configuration, what that names, and the identity; or give --stream-only. Nothing was written"}
 	case errors.Is(err, restore.ErrUnfit):
 		return &fault{exit: exitRefused, err: err, remedy: "restore on a machine like the snapshot's host; nothing was written here"}
 	case errors.Is(err, restore.ErrIncomplete):
@@ -340,6 +371,10 @@ func restoreText(out io.Writer, d restoreDoc, to string) {
 		}
 		fmt.Fprintf(out, "tombstone  %s: %s\n", t.ID, was)
 	}
+	if d.Standby != nil {
+		standbyLeft(out, *d.Standby, to)
+		return
+	}
 	fmt.Fprintf(out, "took       %.1f s: fetch %.1f, replay %.1f, verify %.1f\n", d.Seconds.Total, d.Seconds.Fetch, d.Seconds.Replay, d.Seconds.Verify)
 	if d.Opened != nil {
 		fmt.Fprintf(out, "open       psql '%s'\n", d.Opened.Connection)
@@ -365,6 +400,9 @@ func (e *env) restoreOpenCommand() *cobra.Command {
 		dir, _, err := e.restoreDir(args[0])
 		if err != nil {
 			return err
+		}
+		if m, err := restore.ReadMarker(dir); err == nil && m.Result != nil && m.Result.Standby != nil {
+			return e.admitReaders(c.Context(), dir, opt.User)
 		}
 		o, err := restore.Open(c.Context(), dir, opt)
 		if err != nil {

@@ -27,6 +27,9 @@ func (e *env) restoreDiscardCommand() *cobra.Command {
 		if m, err := restore.ReadMarker(dir); err == nil && kept && args[0] == rec.ID && rec.Plan != "" && m.Plan != rec.Plan {
 			return refused("name the directory, if that is what you want to remove", "discarding restore %s: another restore went over %s since", rec.ID, dir)
 		}
+		if err := mayDiscard(dir, &t); err != nil {
+			return err
+		}
 		// A restore that ended before it made anything leaves a record alone.
 		err = restore.Discard(dir)
 		gone := errors.Is(err, fs.ErrNotExist)

@@ -63,7 +63,7 @@ func viewRestore(rec restoreRecord, newest bool) (restoreView, error) {
 	if err == nil && (rec.Plan == "" || m.Plan == rec.Plan) {
 		v.describe(m)
 	}
-	whole := slices.Contains([]string{"closed", "open", "quarantined"}, v.State)
+	whole := slices.Contains([]string{"closed", "open", "quarantined", "standby"}, v.State)
 	switch {
 	case alive(v.Process):
 		v.Status, v.Can = "running", []string{"cancel"}
@@ -84,6 +84,9 @@ func viewRestore(rec restoreRecord, newest bool) (restoreView, error) {
 		v.Can = []string{"resume", "discard"}
 	case whole:
 		v.Can = []string{"open", "discard"}
+		if v.State == "standby" {
+			v.Can = standbyCan(v.Dir, *v.marker)
+		}
 	case v.marker != nil:
 		v.Can = []string{"resume", "discard"}
 	}
@@ -217,6 +220,9 @@ func (v restoreShown) text(out io.Writer) {
 	}
 	if p := v.InPlace; p != nil && p.Dir == v.Dir {
 		fmt.Fprintf(out, "in place   since %s; what was there before is in %s\n", clock(p.At), p.Kept)
+	}
+	if v.Result != nil && v.Result.Standby != nil {
+		standbyShown(out, *v.Result.Standby)
 	}
 	for _, act := range v.Can {
 		fmt.Fprintf(out, "next       holdfast restore %s %s\n", act, v.Dir)

@@ -120,7 +120,7 @@ func (e *env) restoreResumeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		opt, err := e.restoreOptions(c.Context(), w, repo, p.Cluster, &t)
+		opt, err := e.restoreOptions(c.Context(), w, repo, p, &t)
 		if err != nil {
 			return err
 		}

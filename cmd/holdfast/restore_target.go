@@ -25,6 +25,8 @@ type targetFlags struct {
 	tablespaces                     map[string]string
 	listen                          string
 	port                            int
+	standby, streamOnly             bool
+	primary, slot                   string
 }
 
 func (t *targetFlags) add(cmd *cobra.Command) {
@@ -41,6 +43,20 @@ func (t *targetFlags) add(cmd *cobra.Command) {
 	f.StringVar(&t.zone, "zone", "", "read from zone `Z` alone")
 	f.StringVar(&t.to, "to", "", "data directory `DIR`, absent or empty unless --delta")
 	f.StringVar(&t.identity, "identity", "", "age identity `FILE` that opens data; it is never sent to a daemon")
+}
+
+// addStandby adds the flags of a standby, after those of targets and of how.
+func (t *targetFlags) addStandby(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVar(&t.standby, "standby", false, "leave it a standby of live: to the end of the archive, and from there on behind the primary")
+	f.StringVar(&t.primary, "primary", "", "what the standby streams from: a `CONNECTION` without a password (default clusters[].connection)")
+	f.StringVar(&t.slot, "slot", "", "the replication slot `NAME` on the primary that the standby streams by")
+	f.BoolVar(&t.streamOnly, "stream-only", false, "write no restore_command, so that no identity that opens data need stay with the standby")
+	for _, other := range []string{"time", "lsn", "xid", "name", "immediate", "timeline", "start", "quarantine", "in-place"} {
+		if f.Lookup(other) != nil {
+			cmd.MarkFlagsMutuallyExclusive("standby", other)
+		}
+	}
 }
 
 // target reads the flags.

@@ -38,6 +38,7 @@ const (
 	TypeHeartbeat      = "heartbeat"
 	TypeOrigin         = "origin"        // body: [Origin]
 	TypeAnchoredLate   = "anchored_late" // body: [Late]
+	TypeKeyRotated     = "key.rotated"   // body: [KeyRotated]
 )
 
 // Schema is what an entry's envelope follows. Unknown fields belong to later
@@ -54,6 +55,14 @@ type Entry struct {
 	Evidence    []Evidence
 	NotAssessed []NotAssessed
 	Body        any // an object; no personal data: what is here can never be removed
+}
+
+// KeyRotated is the body of an entry that names the key which follows another: the
+// last that a signing key's successor has to do with before it signs itself.
+type KeyRotated struct {
+	Kind string `json:"kind"` // signing | data | index
+	Old  string `json:"old"`  // a verifier key, or the fingerprint of a recipient
+	New  string `json:"new"`
 }
 
 // Actor is who did it.

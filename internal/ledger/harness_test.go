@@ -128,6 +128,7 @@ type bench struct {
 	zones *zones
 	conf  Config
 	trust seal.Trust
+	vkey  string
 }
 
 func newBench(t testing.TB) *bench {
@@ -150,7 +151,7 @@ func newBench(t testing.TB) *bench {
 	return &bench{t, z, Config{
 		Dir: t.TempDir(), Repository: "repo1", Origin: "db1", Signer: signer, Trust: trust, Store: z,
 		Now: func() time.Time { mu.Lock(); defer mu.Unlock(); now = now.Add(time.Second); return now },
-	}, trust}
+	}, trust, vkey}
 }
 
 func (b *bench) open() *Ledger {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -45,6 +46,14 @@ type OriginReport struct {
 	Signers     []string  `json:"signers"`
 	First       time.Time `json:"first,omitzero"` // what the entries say of their time
 	Last        time.Time `json:"last,omitzero"`
+	Keys        []NewKey  `json:"keys,omitempty"` // that its entries announce
+}
+
+// NewKey is a key that an entry announces, in its place.
+type NewKey struct {
+	KeyRotated
+	Index int64     `json:"index"`
+	At    time.Time `json:"at"`
 }
 
 // Report is the outcome of Verify: the ledger holds when Faults is empty.
@@ -153,8 +162,25 @@ func (v *verifier) origin(ctx context.Context, o listed) error {
 			v.faultf(o.name, c.Size, checkpointPath(c.Size), "its root is not that of the first %d entries", c.Size)
 		}
 	}
+	v.successors(l, checkpoints)
 	v.report.Origins = append(v.report.Origins, l.report)
 	return nil
+}
+
+// successors checks that no signing key signed before the entry that announces it was
+// under the signature of another.
+func (v *verifier) successors(l *verified, checkpoints []Checkpoint) {
+	for _, k := range l.report.Keys {
+		name, _, _ := strings.Cut(k.New, "+")
+		for _, c := range checkpoints {
+			if k.Kind == "signing" && c.Signer == name {
+				v.faultf(l.name, c.Size, checkpointPath(c.Size), "it is signed by %s, which entry %d announces, before another key signed that", name, k.Index)
+			}
+			if c.Size > k.Index {
+				break // this one has the announcement
+			}
+		}
+	}
 }
 
 // contains says whether c is a checkpoint of l's own tree.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/holdfast-dr/holdfast/internal/seal"
@@ -331,4 +332,43 @@ func FuzzDecodeRecord(f *testing.F) {
 			t.Fatalf("accepted schema %q", r.Schema)
 		}
 	})
+}
+
+// The key that follows another is announced under the other's signature before it signs.
+func TestAKeyThatSignsBeforeItIsAnnouncedIsAFault(t *testing.T) {
+	for name, late := range map[string]bool{"announced": false, "announced by itself": true} {
+		b := newBench(t)
+		skey, vkey, err := seal.NewSigningKey("db1-2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := b.conf.Signer
+		next, _, err := seal.LoadSigner(skey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.trust, err = seal.NewTrust([]seal.TrustedSigner{{VKey: b.vkey, May: []string{"ledger"}}, {VKey: vkey, May: []string{"ledger"}}}); err != nil {
+			t.Fatal(err)
+		}
+		b.conf.Trust = b.trust
+		for _, signer := range []note.Signer{old, next} {
+			b.conf.Signer = signer
+			l := b.open()
+			b.append(l, 1)
+			if (signer == next) == late {
+				if _, err := l.Append(t.Context(), Entry{Type: TypeKeyRotated, Body: KeyRotated{"signing", "db1+x", vkey}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.anchor(l)
+			l.Close()
+		}
+		r := b.verify(Dir(b.zones.dirs[0]))
+		if len(r.Origins) != 1 || len(r.Origins[0].Keys) != 1 || !slices.Equal(r.Origins[0].Signers, []string{"db1", "db1-2"}) {
+			t.Errorf("%s: %+v", name, r.Origins)
+		}
+		if found := slices.ContainsFunc(r.Faults, func(f Fault) bool { return strings.Contains(f.What, "before another key signed") }); found != late || len(r.Faults) > 1 {
+			t.Errorf("%s: faults %v", name, r.Faults)
+		}
+	}
 }

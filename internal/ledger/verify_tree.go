@@ -164,7 +164,7 @@ func (v *verifier) read(l *verified, first int64, leaves [][]byte) error {
 			l.report.First = r.Time.Wall
 		}
 		l.report.Last = r.Time.Wall
-		if err := v.note(r); err != nil {
+		if err := v.note(l, r); err != nil {
 			v.faultf(l.name, index, "", "%v", err)
 		}
 		if v.opt.Each != nil {
@@ -177,12 +177,18 @@ func (v *verifier) read(l *verified, first int64, leaves [][]byte) error {
 }
 
 // note remembers what is judged when all logs were read.
-func (v *verifier) note(r Record) error {
+func (v *verifier) note(l *verified, r Record) error {
 	switch r.Type {
 	case TypeDrillDue:
 		return v.slots.due(r)
 	case TypeDrillOutcome:
 		return v.slots.outcome(r)
+	case TypeKeyRotated:
+		k := NewKey{Index: r.Index, At: r.Time.Wall}
+		if err := json.Unmarshal(r.Body, &k.KeyRotated); err != nil {
+			return fmt.Errorf("body of an entry that announces a key: %w", err)
+		}
+		l.report.Keys = append(l.report.Keys, k)
 	case TypeOrigin:
 		var o Origin
 		if err := json.Unmarshal(r.Body, &o); err != nil {

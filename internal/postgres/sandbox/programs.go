@@ -118,6 +118,27 @@ func (p Programs) command(ctx context.Context, program string, args []string, on
 	return cmd, nil
 }
 
+// Shell runs a command line as PostgreSQL runs a restore_command: by sh, as its user, in
+// a directory of its own, and with the network. The environment is bare.
+func (p Programs) Shell(ctx context.Context, dir, line string) error {
+	cred, err := p.credential()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", line)
+	cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C", "HOME=/nonexistent"}
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred, Setpgid: true}
+	cmd.WaitDelay = 10 * time.Second
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	out := newBoundedLog(nil, 0)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(out.Tail()))
+	}
+	return nil
+}
+
 type runOptions struct {
 	stdout  io.Writer
 	network bool
