@@ -15,10 +15,11 @@ const provenWithin = 30 * 24 * time.Hour
 // restored from alone.
 type provenDoc struct {
 	Days        int       `json:"days"`
-	Snapshots   int       `json:"snapshots"` // of those that are kept
+	Snapshots   int       `json:"snapshots"`
 	Share       float64   `json:"share"`     // of the snapshots
 	Bytes       int64     `json:"bytes"`     // that were made for them
 	BytesShare  float64   `json:"bytes_share"`
+	Of          int       `json:"of"` // how many there are to prove: drills are of physical snapshots
 	Zones       []string  `json:"zones"`
 	Oldest      string    `json:"oldest_unproven,omitempty"`
 	OldestSince time.Time `json:"oldest_unproven_at,omitzero"` // when it was taken
@@ -26,7 +27,7 @@ type provenDoc struct {
 
 // provenOf is a pure function of what is kept and proven.
 func provenOf(list []catalog.Snapshot, proofs []catalog.Proof, now time.Time) provenDoc {
-	doc := provenDoc{Days: int(provenWithin / (24 * time.Hour)), Zones: []string{}}
+	doc := provenDoc{Days: int(provenWithin / (24 * time.Hour)), Of: len(list), Zones: []string{}}
 	when, zones := map[string]time.Time{}, map[string]bool{}
 	for _, p := range proofs {
 		if !proves(p) || now.Sub(p.At) > provenWithin {
@@ -58,10 +59,14 @@ func provenOf(list []catalog.Snapshot, proofs []catalog.Proof, now time.Time) pr
 	return doc
 }
 
+// text tells it of kept snapshots, those that no drill restores among them.
 func (d provenDoc) text(kept int, now time.Time) string {
-	text := fmt.Sprintf("%d of %s in the last %d days, %.0f %% of the bytes", d.Snapshots, count(kept, "snapshot"), d.Days, 100*d.BytesShare)
+	text := fmt.Sprintf("%d of %s in the last %d days, %.0f %% of the bytes", d.Snapshots, count(d.Of, "snapshot"), d.Days, 100*d.BytesShare)
 	if d.Oldest != "" {
 		text += fmt.Sprintf("; %s, taken %s, is the oldest that is not", d.Oldest, ago(d.OldestSince, now))
+	}
+	if logical := kept - d.Of; logical > 0 {
+		text += fmt.Sprintf("; drills do not restore the logical ones (%d)", logical)
 	}
 	return text
 }

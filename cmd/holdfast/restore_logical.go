@@ -322,7 +322,11 @@ func logicalText(w io.Writer, d logicalDoc) {
 		if db.As != "" && db.As != db.Name {
 			as = " as " + db.As
 		}
-		fmt.Fprintf(w, "database %s%s, as of %s (%s): %d rows in %s\n", db.Name, as, clock(db.Moment.Time), db.Moment.LSN, db.Rows, count(len(db.Tables), "table"))
+		in := ""
+		if len(db.Tables) > 0 { // not of files, which were not read
+			in = " in " + count(len(db.Tables), "table")
+		}
+		fmt.Fprintf(w, "database %s%s, as of %s (%s): %s%s\n", db.Name, as, clock(db.Moment.Time), db.Moment.LSN, count(int(db.Rows), "row"), in)
 		for _, v := range db.Views {
 			fmt.Fprintln(w, "  materialized view not filled:", v)
 		}

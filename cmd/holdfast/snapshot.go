@@ -150,8 +150,11 @@ func (d snapshotsDoc) text(w io.Writer) {
 			}
 		}
 		state := "ok"
-		if s.Suspect {
+		switch {
+		case s.Suspect:
 			state = "SUSPECT"
+		case s.Kind != catalog.Physical:
+			state = "-"
 		}
 		rows = append(rows, []string{s.ID, s.Cluster, s.Kind, clock(s.FinishedAt), s.StopLSN.String(), size(s.RawBytes), size(s.NewBytes), size(s.StoredSize), strings.Join(zones, ","), state, clock(s.ProvenAt), clock(s.ExpiresAt), strings.Join(s.Holds, ",")})
 	}
