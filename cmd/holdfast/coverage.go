@@ -16,8 +16,8 @@ const provenWithin = 30 * 24 * time.Hour
 type provenDoc struct {
 	Days        int       `json:"days"`
 	Snapshots   int       `json:"snapshots"`
-	Share       float64   `json:"share"`     // of the snapshots
-	Bytes       int64     `json:"bytes"`     // that were made for them
+	Share       float64   `json:"share"` // of the snapshots
+	Bytes       int64     `json:"bytes"` // that were made for them
 	BytesShare  float64   `json:"bytes_share"`
 	Of          int       `json:"of"` // how many there are to prove: drills are of physical snapshots
 	Zones       []string  `json:"zones"`
