@@ -29,15 +29,25 @@ func ReplayWith(keys func(ctx context.Context, epoch int) (seal.DigestKeys, erro
 // due reads the tombstones as they are now, those added after the plan as well.
 // An incomplete set ends the restore, or quarantines it.
 func (room *Room) due(ctx context.Context, all Repo) ([]catalog.Tombstone, error) {
-	tombs, err := all.Catalog.Tombstones(ctx, room.Plan.Cluster)
+	tombs, err := tombstones(ctx, all, room.Plan.Cluster)
+	if errors.Is(err, ErrTombstones) {
+		if !room.opt.Quarantine {
+			return nil, fmt.Errorf("%w, or use --quarantine", err)
+		}
+		room.Result.Quarantined, err = true, nil
+	}
+	return tombs, err
+}
+
+// tombstones reads a cluster's; with those that there are, [ErrTombstones] where there
+// may be more.
+func tombstones(ctx context.Context, all Repo, cluster string) ([]catalog.Tombstone, error) {
+	tombs, err := all.Catalog.Tombstones(ctx, cluster)
 	if err != nil {
 		return nil, fmt.Errorf("reading tombstones: %w", err)
 	}
-	if !tombs.Complete || len(tombs.Faults) > 0 {
-		if !room.opt.Quarantine {
-			return nil, fmt.Errorf("%w: %w; reach more zones, or use --quarantine", ErrTombstones, errors.Join(tombs.Require(), joined(tombs.Faults)))
-		}
-		room.Result.Quarantined = true
+	if err := errors.Join(tombs.Require(), joined(tombs.Faults)); err != nil {
+		return tombs.Bodies(), fmt.Errorf("%w: %w; reach more zones", ErrTombstones, err)
 	}
 	return tombs.Bodies(), nil
 }

@@ -251,23 +251,17 @@ func (l *Logical) Databases(ctx context.Context) (list []StoredDatabase, notCove
 // Due are the tombstones whose projects may be in the snapshot, as they are known now.
 // An incomplete set is an error: a deleted project could come back.
 func (l *Logical) Due(ctx context.Context) ([]catalog.Tombstone, error) {
-	cat, s := l.all.Catalog, l.Snapshot
-	tombs, err := cat.Tombstones(ctx, s.Cluster)
+	s := l.Snapshot
+	tombs, err := tombstones(ctx, l.all, s.Cluster)
+	if err != nil || len(tombs) == 0 {
+		return nil, err
+	}
+	absences, err := l.all.Catalog.Absences(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading tombstones: %w", err)
-	}
-	if err := errors.Join(tombs.Require(), joined(tombs.Faults)); err != nil {
-		return nil, fmt.Errorf("%w: %w; reach more zones", ErrTombstones, err)
-	}
-	absences, err := cat.Absences(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reading tombstones: %w", err)
-	}
-	if len(tombs.List) == 0 {
-		return nil, nil
 	}
 	legs := l.legs(ctx)
-	return slices.DeleteFunc(tombs.Bodies(), func(t catalog.Tombstone) bool {
+	return slices.DeleteFunc(tombs, func(t catalog.Tombstone) bool {
 		return !applies(t, absences, s.SystemID, legs, s.StartLSN)
 	}), nil
 }

@@ -19,18 +19,15 @@ var ErrDeleted = errors.New("the project has a tombstone")
 // one with a tombstone that applies there, or that is newer than the plan. A request cannot be taken back in this
 // version, so nothing lifts it. keys opens digest epochs.
 func Deleted(ctx context.Context, r Repo, p Plan, l tenancy.Layout, keyText string, keys func(ctx context.Context, epoch int) (seal.DigestKeys, error)) error {
-	tombs, err := r.Catalog.Tombstones(ctx, p.Cluster)
+	tombs, err := tombstones(ctx, r, p.Cluster)
 	if err != nil {
-		return fmt.Errorf("reading tombstones: %w", err)
-	}
-	if err := errors.Join(tombs.Require(), joined(tombs.Faults)); err != nil {
-		return fmt.Errorf("%w: %w", ErrTombstones, err)
+		return err
 	}
 	applies := map[string]bool{}
 	for _, id := range p.Tombstones {
 		applies[id] = true
 	}
-	for _, t := range tombs.Bodies() {
+	for _, t := range tombs {
 		if !applies[t.ID] && !t.RequestedAt.After(p.MadeAt) {
 			continue
 		}

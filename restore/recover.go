@@ -169,10 +169,22 @@ func (room *Room) recoverOnce(ctx context.Context, r *replay) (err error) {
 
 // arrive ends recovery, or leaves a standby in it.
 func (room *Room) arrive(ctx context.Context, r *replay) error {
-	if room.standby() != nil {
-		return room.stand(ctx, r)
+	conn, err := room.Server.Conn(ctx, "postgres")
+	if err != nil {
+		return err
 	}
-	return room.promote(ctx, r)
+	defer conn.Close(ctx)
+	var at *time.Time
+	if err := conn.QueryRow(ctx, "SELECT pg_last_xact_replay_timestamp()").Scan(&at); err != nil {
+		return fmt.Errorf("asking where recovery ended: %w", err)
+	}
+	if at != nil {
+		room.Result.Reached.Time = at.UTC()
+	}
+	if room.standby() != nil {
+		return room.stand(ctx, conn, r)
+	}
+	return room.promote(ctx, conn, r)
 }
 
 // pace is how often a server is asked what it does not tell by itself: to answer
@@ -263,19 +275,7 @@ func replayed(ctx context.Context, conn *pgx.Conn) (at lsn.LSN, paused bool, err
 }
 
 // promote ends recovery, which only Holdfast may, and looks where it ended.
-func (room *Room) promote(ctx context.Context, r *replay) error {
-	conn, err := room.Server.Conn(ctx, "postgres")
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	var at *time.Time
-	if err := conn.QueryRow(ctx, "SELECT pg_last_xact_replay_timestamp()").Scan(&at); err != nil {
-		return fmt.Errorf("asking where recovery ended: %w", err)
-	}
-	if at != nil {
-		room.Result.Reached.Time = at.UTC()
-	}
+func (room *Room) promote(ctx context.Context, conn *pgx.Conn, r *replay) error {
 	if err := room.endRecovery(ctx, conn); err != nil {
 		return fmt.Errorf("promoting the restored server: %w; its log ends:\n%s", err, room.Server.LogTail())
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 	"github.com/holdfast-dr/holdfast/internal/durable"
 	"github.com/holdfast-dr/holdfast/internal/postgres/control"
@@ -110,21 +112,9 @@ func (room *Room) tryFetch(ctx context.Context) (err error) {
 }
 
 // stand ends what the room does of a standby's recovery: it stays in recovery.
-func (room *Room) stand(ctx context.Context, r *replay) error {
+func (room *Room) stand(ctx context.Context, conn *pgx.Conn, r *replay) error {
 	if room.fetch.spaces.defused.Load() {
 		return ErrSpaces
-	}
-	conn, err := room.Server.Conn(ctx, "postgres")
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	var at *time.Time
-	if err := conn.QueryRow(ctx, "SELECT pg_last_xact_replay_timestamp()").Scan(&at); err != nil {
-		return fmt.Errorf("asking how far the standby came: %w", err)
-	}
-	if at != nil {
-		room.Result.Reached.Time = at.UTC()
 	}
 	// After a restartpoint of its own the shutdown has none to make, and writes into
 	// pg_control how far replay came (CreateRestartPoint in xlog.c).
@@ -321,12 +311,9 @@ func admit(ctx context.Context, r Repo, dir string, m *Marker) error {
 	if c.State != control.ShutDownInRecovery && c.State != control.ArchiveRecovery {
 		return errors.New("it is no standby any more: it was promoted")
 	}
-	tombs, err := r.Catalog.Tombstones(ctx, m.Cluster)
+	tombs, err := tombstones(ctx, r, m.Cluster)
 	if err != nil {
-		return fmt.Errorf("reading tombstones: %w", err)
-	}
-	if !tombs.Complete || len(tombs.Faults) > 0 {
-		return fmt.Errorf("%w: %w; reach more zones", ErrTombstones, errors.Join(tombs.Require(), joined(tombs.Faults)))
+		return err
 	}
 	absences, err := r.Catalog.Absences(ctx)
 	if err != nil {
@@ -338,7 +325,7 @@ func admit(ctx context.Context, r Repo, dir string, m *Marker) error {
 	}
 	f := m.Result.Standby
 	f.Replayed, f.Timeline = c.MinRecovery, c.MinRecoveryTLI
-	f.judge(tombs.Bodies(), absences, m.SystemID, legs)
+	f.judge(tombs, absences, m.SystemID, legs)
 	if f.Readers {
 		return nil
 	}
