@@ -2,6 +2,7 @@ package retention
 
 import (
 	"context"
+	"slices"
 
 	"github.com/holdfast-dr/holdfast/internal/catalog"
 )
@@ -10,7 +11,7 @@ import (
 // such a project they go whatever the policy says. One that was taken after that is of a
 // new project with the old key.
 func (k *Keeper) gatherPurged(ctx context.Context, in *Inputs, begun map[string]catalog.Intent) error {
-	own := catalog.OfKind(noted(in.Snapshots), catalog.Project)
+	own := slices.DeleteFunc(slices.Clone(in.Snapshots), func(s catalog.Snapshot) bool { return s.Kind != catalog.Project })
 	if len(own) == 0 {
 		return nil
 	}
@@ -26,8 +27,7 @@ func (k *Keeper) gatherPurged(ctx context.Context, in *Inputs, begun map[string]
 	c := &copies{plan: newPlanner(*in)}
 	for _, t := range tombs.Bodies() {
 		absent, seen := absences[t.ID]
-		for _, n := range own {
-			s := n.Body
+		for _, s := range own {
 			if !seen || !s.Of(t) {
 				continue
 			}
@@ -37,11 +37,4 @@ func (k *Keeper) gatherPurged(ctx context.Context, in *Inputs, begun map[string]
 		}
 	}
 	return nil
-}
-
-func noted(list []catalog.Snapshot) (out []catalog.Noted[catalog.Snapshot]) {
-	for _, s := range list {
-		out = append(out, catalog.Noted[catalog.Snapshot]{Body: s})
-	}
-	return out
 }

@@ -49,20 +49,12 @@ type Filled struct {
 }
 
 func (c *LogicalConfig) check() error {
-	t := &c.Take
-	var errs []error
-	need := func(ok bool, what string) {
-		if !ok {
-			errs = append(errs, errors.New(what))
-		}
-	}
-	errs = append(errs, catalog.CheckName(t.Cluster), catalog.CheckName(t.Node), seal.CheckLevel(t.Level))
-	need(t.Epoch > 0, "the lineage's epoch must be claimed first")
-	need(catalog.Exported(c.Kind), fmt.Sprintf("kind %q: want %s or %s", c.Kind, catalog.Logical, catalog.Project))
-	need((c.Kind == catalog.Project) == (c.KeyMAC != ""), "a project's snapshot, and no other, has the MAC of a key")
-	need(t.Store != nil && t.Signer != nil && t.Trust != nil && c.Fill != nil, "store, signer, trust and what fills it must be given")
-	need(len(t.Data) > 0 && len(t.Fingerprints) == len(t.Data), "data recipients and a fingerprint for each must be given")
-	return errors.Join(errs...)
+	var f faults
+	c.Take.checkWho(&f)
+	f.need(catalog.Exported(c.Kind), fmt.Sprintf("kind %q: want %s or %s", c.Kind, catalog.Logical, catalog.Project))
+	f.need((c.Kind == catalog.Project) == (c.KeyMAC != ""), "a project's snapshot, and no other, has the MAC of a key")
+	f.need(c.Fill != nil, "what fills it must be given")
+	return errors.Join(f...)
 }
 
 // TakeLogical makes one logical snapshot and returns it when it is committed: the

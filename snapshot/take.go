@@ -113,24 +113,34 @@ type Progress struct {
 }
 
 func (c *TakeConfig) check() error {
-	var errs []error
-	need := func(ok bool, what string) {
-		if !ok {
-			errs = append(errs, errors.New(what))
-		}
-	}
-	errs = append(errs, catalog.CheckName(c.Cluster), catalog.CheckName(c.Node), seal.CheckLevel(c.Level))
-	need(c.Epoch > 0, "the lineage's epoch must be claimed first")
-	need(c.Source == SourceFiles || c.Source == SourceStream, fmt.Sprintf("source %q: want files or stream", c.Source))
-	need(slices.Contains([]string{CandidatesAuto, CandidatesAll, CandidatesWAL}, c.Candidates), fmt.Sprintf("candidates %q: want all or wal", c.Candidates))
-	need(c.Store != nil && c.Signer != nil && c.Trust != nil && c.WAL != nil, "store, signer, trust and WAL must be given")
-	need(len(c.Data) > 0 && len(c.Fingerprints) == len(c.Data), "data recipients and a fingerprint for each must be given")
+	var f faults
+	c.checkWho(&f)
+	f.need(c.Source == SourceFiles || c.Source == SourceStream, fmt.Sprintf("source %q: want files or stream", c.Source))
+	f.need(slices.Contains([]string{CandidatesAuto, CandidatesAll, CandidatesWAL}, c.Candidates), fmt.Sprintf("candidates %q: want all or wal", c.Candidates))
+	f.need(c.WAL != nil, "WAL must be given")
+	return errors.Join(f...)
+}
+
+// checkWho looks at what snapshots of every kind need.
+func (c *TakeConfig) checkWho(f *faults) {
+	*f = append(*f, catalog.CheckName(c.Cluster), catalog.CheckName(c.Node), seal.CheckLevel(c.Level))
+	f.need(c.Epoch > 0, "the lineage's epoch must be claimed first")
+	f.need(c.Store != nil && c.Signer != nil && c.Trust != nil, "store, signer and trust must be given")
+	f.need(len(c.Data) > 0 && len(c.Fingerprints) == len(c.Data), "data recipients and a fingerprint for each must be given")
 	if len(c.Data) > 0 {
 		// age refuses some to stand together: better now than after the copy.
 		_, err := age.Encrypt(io.Discard, c.readers()...)
-		errs = append(errs, err)
+		*f = append(*f, err)
 	}
-	return errors.Join(errs...)
+}
+
+// faults are what is wrong with a configuration; nil ones count for nothing.
+type faults []error
+
+func (f *faults) need(ok bool, what string) {
+	if !ok {
+		*f = append(*f, errors.New(what))
+	}
 }
 
 // readers open the manifest.

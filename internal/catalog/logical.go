@@ -199,14 +199,8 @@ func (d *logicalDecoder) line(n int, text []byte) (done bool, err error) {
 	if err := json.Unmarshal(text, &l); err != nil {
 		return false, err
 	}
-	set := 0
-	for _, is := range []bool{l.Pack != nil, l.File != nil, l.Frames != nil, l.End != nil} {
-		if is {
-			set++
-		}
-	}
 	switch {
-	case set != 1:
+	case !one(l.Pack != nil, l.File != nil, l.Frames != nil, l.End != nil):
 		return false, errors.New("want exactly one of pack, file, frames and end")
 	case l.Frames != nil:
 		return false, d.more(l.Frames)

@@ -345,16 +345,21 @@ func (m *ManifestReader) Next() (Entry, error) {
 	return Entry{Pack: l.Pack, Map: l.Map, File: l.File}, nil
 }
 
-// line checks one line; io.EOF for the last.
-func (m *ManifestReader) line(l manifestLine) error {
-	set := 0
-	for _, is := range []bool{l.Pack != nil, l.Map != nil, l.File != nil, l.End != nil} {
+// one says whether exactly one is so.
+func one(of ...bool) bool {
+	n := 0
+	for _, is := range of {
 		if is {
-			set++
+			n++
 		}
 	}
+	return n == 1
+}
+
+// line checks one line; io.EOF for the last.
+func (m *ManifestReader) line(l manifestLine) error {
 	switch {
-	case set != 1:
+	case !one(l.Pack != nil, l.Map != nil, l.File != nil, l.End != nil):
 		return errors.New("want exactly one of pack, map, file and end")
 	case l.Pack != nil:
 		return m.check.pack(*l.Pack)
